@@ -1,0 +1,23 @@
+"""MLP 256-512-100-10 of reference system R2, by its own protocol.
+
+    python -m fmbench.main --config=configs/mlp.py
+
+Adam 1e-3, inputs in [-1, 1], all 60,000 train images, 100 epochs, the test set read at the end: 89-90 %
+published.
+"""
+
+from ml_collections import config_dict
+
+from fmbench.config import base_config
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = base_config()
+    config.model.name = "mlp"
+    config.num_epochs = 100
+    config.batch_size = 500
+    config.watch = "none"
+    config.data.split = "all"
+    config.data.normalization = "symmetric"
+    config.optimizer.eps = 1e-7  # Keras's
+    return config

@@ -1,0 +1,231 @@
+"""What a run can be told: every field with its default, how flags become a config, and what is refused."""
+
+import difflib
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from fmbench.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Fields that make no other entry: the seed and the dtype stand in a record's name, and wherever the data
+# lies, it is proven to be the same.
+NOT_IN_ENTRY_NAME = ("seed", "dtype", "data.dir", "entry", "config_file")
+
+
+def base_config() -> config_dict.ConfigDict:
+    """All fields with their defaults; a file in configs/ says how its entry differs."""
+    config = config_dict.ConfigDict()
+    config.entry = ""  # name on the leaderboard; filled in from the config file and the overrides
+    config.config_file = ""  # filled in likewise
+    config.seed = 0  # initialisation, order of the examples, dropout
+    config.num_epochs = 10
+    config.batch_size = 256  # global: over all devices
+    config.eval_batch_size = 1000
+    config.dtype = "float32"  # of the computation (float32, bfloat16); parameters are always float32
+    config.parallel = "jit"  # or pmap: how the step is spread over the devices
+    config.steps_per_call = 0  # steps compiled into one call; 0: 1 on CPU, up to 100 on accelerators
+    config.label_smoothing = 0.0
+    config.grad_clip_norm = 0.0  # global norm; 0: no clipping
+    config.early_stopping_patience = 0  # epochs without a better validation accuracy; 0: off
+    config.watch = "validation"  # evaluated after each epoch: validation, test (as some references did), none
+
+    config.data = config_dict.ConfigDict()
+    config.data.source = "tfds"  # or sample: the few hundred images of the tests
+    config.data.dir = config_dict.placeholder(str)  # folder with the four idx files
+    config.data.split = "default"  # default (5,000 stratified), train_test_split, all
+    config.data.test_size = 0.2  # of scikit-learn's train_test_split
+    config.data.random_state = 0  # likewise
+    config.data.normalization = "unit"  # unit: [0, 1]; symmetric: [-1, 1]; standard: mean 0, std 1
+
+    config.model = config_dict.ConfigDict()
+    config.model.name = "mlp"  # a key of fmbench.models.MODELS; further fields are the model's arguments
+
+    config.optimizer = config_dict.ConfigDict()
+    config.optimizer.name = "adam"  # sgd, adam, adamw, muon
+    config.optimizer.learning_rate = 1e-3  # the schedule's peak
+    config.optimizer.momentum = 0.9  # sgd, muon
+    config.optimizer.nesterov = False  # sgd, muon
+    config.optimizer.b1 = 0.9  # adam, adamw
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.0  # on kernels only; sgd: added to the gradient; others: decoupled
+
+    config.schedule = config_dict.ConfigDict()
+    config.schedule.name = "constant"  # constant, step, cosine, onecycle
+    config.schedule.warmup_epochs = 0.0  # cosine, onecycle
+    config.schedule.boundaries = (0.5, 0.75)  # step: fractions of the run ...
+    config.schedule.factor = 0.1  # ... after which the rate is multiplied by this
+    return config
+
+
+def define_flags() -> None:
+    """Defines --config and --config.<key>."""
+    config_flags.DEFINE_config_file(
+        "config", None, "a file of configs/, with an argument after a colon: configs/resnet.py:20"
+    )
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line like `flags.FLAGS(argv)`, with errors a person can act on.
+
+    Raises:
+        UserError: If a flag or a config key is unknown, a value has the wrong type, or the config file is
+            missing or broken.
+    """
+    _check_config_flags(argv)
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(f"{error}; --help lists the flags.") from error
+    if rest[1:]:
+        raise UserError(f"unexpected argument '{rest[1]}'; all settings are flags, see --help.")
+    return rest
+
+
+def from_flags() -> config_dict.ConfigDict:
+    """The config that the parsed flags ask for, named, checked and locked.
+
+    Raises:
+        UserError: If a field has a value that no run can use.
+    """
+    return finalize(flags.FLAGS.config, config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def load_file(spec: str) -> config_dict.ConfigDict:
+    """The config of 'configs/resnet.py' or, with an argument, 'configs/resnet.py:20'.
+
+    Raises:
+        UserError: If there is no such file or it gives no config.
+    """
+    path, _, arg = spec.partition(":")
+    if not Path(path).is_file():
+        found = sorted(p.name for p in Path(path).parent.glob("*.py"))
+        there = f"{Path(path).parent} has {', '.join(found)}" if found else "that folder has no configs"
+        raise UserError(f"no config file '{path}'; {there}.")
+    module_spec = importlib.util.spec_from_file_location("fmbench_config", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"config file '{path}' is not a Python file; configs end in .py.")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        return module.get_config(arg) if arg else module.get_config()
+    except Exception as error:  # whatever a config file may raise, its author wants to read it
+        raise UserError(f"config '{spec}' does not load: {type(error).__name__}: {error}") from error
+
+
+def finalize(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDict:
+    """Names the config, checks it and locks it.
+
+    The name is the config file's, its argument and every override that makes it another benchmark:
+    'resnet-20', 'vgg_like+num_epochs=2'. An overridden run therefore never passes for the published entry.
+
+    Raises:
+        UserError: If a field has a value that no run can use.
+    """
+    path, _, arg = spec.partition(":")
+    config.unlock()
+    config.config_file = _relative_to_repository(path)
+    own = flatten(load_file(spec).to_dict())
+    overrides = [
+        f"{key}={value}"
+        for key, value in flatten(config.to_dict()).items()
+        if key not in NOT_IN_ENTRY_NAME and value != own[key]
+    ]
+    name = "+".join([Path(path).stem + (f"-{arg}" if arg else ""), *overrides])
+    config.entry = re.sub(r"[^A-Za-z0-9_.=+-]", "_", name)
+    _check(config)
+    config.lock()
+    return config
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'data': {'source': 'tfds'}} -> {'data.source': 'tfds'}."""
+    flat: dict[str, Any] = {}
+    for key, value in sorted(tree.items()):
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """The config as JSON gives it back: nested dictionaries, lists for tuples."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """'num_epochs: 4 -> 5, seed: 0 -> 1' for two nested dictionaries; '' if they are equal."""
+    old, new = flatten(old), flatten(new)
+    return ", ".join(
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "absent") != new.get(key, "absent")
+    )
+
+
+def _check_config_flags(argv: Sequence[str]) -> None:
+    """Says of --config and --config.<key> what ml_collections would only say in a traceback."""
+    spec = None
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        flag, has_value, value = argument.lstrip("-").partition("=")
+        if flag == "config" and argument.startswith("-"):
+            spec = value if has_value else following
+    if not spec:
+        files = ", ".join(sorted(path.name for path in (REPOSITORY / "configs").glob("*.py")))
+        raise UserError(f"--config is missing, as in --config=configs/mlp.py; configs has {files}.")
+    known = flatten(load_file(spec).to_dict())
+    for argument in argv[1:]:
+        flag = argument.lstrip("-").partition("=")[0].removeprefix("no")
+        if argument.startswith("-") and flag.startswith("config."):
+            key = flag.removeprefix("config.")
+            if key not in known:
+                nearest = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or sorted(known)
+                raise UserError(f"config has no field '{key}'; the nearest are {', '.join(nearest)}.")
+
+
+def _check(config: config_dict.ConfigDict) -> None:
+    choices = {
+        "dtype": ("float32", "bfloat16"),
+        "parallel": ("jit", "pmap"),
+        "watch": ("validation", "test", "none"),
+        "data.normalization": ("unit", "symmetric", "standard"),
+    }
+    minimum = {
+        "seed": 0,
+        "num_epochs": 1,
+        "batch_size": 1,
+        "eval_batch_size": 1,
+        "steps_per_call": 0,
+        "label_smoothing": 0,
+        "grad_clip_norm": 0,
+        "early_stopping_patience": 0,
+        "optimizer.learning_rate": 0,
+        "optimizer.weight_decay": 0,
+        "schedule.warmup_epochs": 0,
+    }
+    flat = flatten(config.to_dict())
+    for key, allowed in choices.items():
+        if flat[key] not in allowed:
+            raise UserError(f"config.{key} is '{flat[key]}'; it must be one of {', '.join(allowed)}.")
+    for key, least in minimum.items():
+        if not flat[key] >= least:  # also catches nan
+            raise UserError(f"config.{key} is {flat[key]}; it must be at least {least}.")
+    if flat["seed"] >= 2**32:
+        raise UserError(f"config.seed is {flat['seed']}; it must be below 2**32.")
+    if flat["label_smoothing"] >= 1:
+        raise UserError(f"config.label_smoothing is {flat['label_smoothing']}; it must be below 1.")
+    if flat["early_stopping_patience"] and (flat["watch"], flat["data.split"]) == ("none", "all"):
+        raise UserError("config.early_stopping_patience needs config.watch='validation'.")
+
+
+def _relative_to_repository(path: str) -> str:
+    absolute = Path(path).resolve()
+    if absolute.is_relative_to(REPOSITORY):
+        return absolute.relative_to(REPOSITORY).as_posix()
+    return absolute.name
