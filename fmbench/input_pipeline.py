@@ -1,0 +1,147 @@
+"""How batches are formed. The data set lives on the device as flat uint8 rows; a batch is a gather."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from fmbench import datasets, parallel
+from fmbench.errors import UserError
+
+# Mean and standard deviation of the train images' pixels in [0, 1].
+TRAIN_MEAN, TRAIN_STD = 0.28604, 0.35302
+
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A run's data, resident on every device."""
+
+    train_rows: Batch  # all of the train file, validation too
+    train_indices: jax.Array  # int32 (num_train,): the rows to train on
+    eval_batches: dict[str, list[Batch]]  # 'test' and perhaps 'validation'
+    seed: jax.Array  # uint32
+    num_train: int
+    num_validation: int
+    num_test: int
+    batch_size: int
+    watched: Literal["validation", "test"] | None  # the split of eval_batches that is evaluated after each epoch
+    version: str
+    sha256: dict[str, str]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_train // self.batch_size
+
+    def epoch_order(self, epoch: int) -> jax.Array:
+        """The rows of an epoch in the order of their visit: int32 (steps_per_epoch * batch_size,)."""
+        size = self.steps_per_epoch * self.batch_size
+        return _epoch_order(self.seed, np.int32(epoch), self.train_indices, size)
+
+
+def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
+    """Loads, splits and places the data that the config asks for.
+
+    Raises:
+        UserError: If the data can't be had or are the wrong ones, or the config's batch or watched split
+            doesn't fit them.
+    """
+    dataset = datasets.load(config.data.source, config.data.dir)
+    train, validation = datasets.split(
+        dataset.train_labels,
+        config.data.split,
+        test_size=config.data.test_size,
+        random_state=config.data.random_state,
+    )
+    if config.batch_size > len(train):
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, but the train set has only {len(train)} images."
+        )
+    eval_sets = {"test": (dataset.test_images, dataset.test_labels)}
+    if len(validation):
+        eval_sets["validation"] = (
+            dataset.train_images[validation],
+            dataset.train_labels[validation],
+        )
+    watched = config.watch if config.watch in eval_sets else None
+    if config.early_stopping_patience and watched != "validation":
+        raise UserError("config.early_stopping_patience needs config.watch='validation' and a split that has one.")
+    train_rows, train_indices, eval_batches, seed = parallel.replicate(
+        (
+            device_rows(dataset.train_images, dataset.train_labels),
+            train,
+            {
+                name: padded_batches(images, labels, config.eval_batch_size)
+                for name, (images, labels) in eval_sets.items()
+            },
+            np.uint32(config.seed),
+        ),
+        mesh,
+    )
+    return Data(
+        train_rows,
+        train_indices,
+        eval_batches,
+        seed,
+        num_train=len(train),
+        num_validation=len(validation),
+        num_test=len(dataset.test_labels),
+        batch_size=config.batch_size,
+        watched=watched,
+        version=dataset.version,
+        sha256=dataset.sha256,
+    )
+
+
+def device_rows(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """What goes to the device: image (n, 784) uint8, label (n,) int32.
+
+    Flat rows, because a gather from (n, 784) is several times faster than from (n, 28, 28, 1).
+    """
+    return {"image": images.reshape(len(images), -1), "label": labels.astype(np.int32)}
+
+
+def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> list[dict]:
+    """All rows in batches of one size, the last filled up; mask float32 (batch_size,): 1 real, 0 filler."""
+    batches = []
+    for start in range(0, len(images), batch_size):
+        batch = device_rows(images[start : start + batch_size], labels[start : start + batch_size])
+        batch["mask"] = np.ones(len(batch["label"]), np.float32)
+        filler = batch_size - len(batch["label"])
+        batches.append(
+            {name: np.pad(array, [(0, filler)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
+        )
+    return batches
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _epoch_order(seed: jax.Array, epoch: jax.Array, train_indices: jax.Array, size: int) -> jax.Array:
+    # A fresh permutation every epoch, so that the examples of the partial batch that is cut off differ. It
+    # depends on nothing but seed and epoch.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+    return jax.random.permutation(key, train_indices)[:size]
+
+
+def gather(rows: Mapping[str, jax.Array], indices: jax.Array) -> Batch:
+    """The rows at `indices`, which are known to be in bounds."""
+    return {name: array.at[indices].get(mode="promise_in_bounds") for name, array in rows.items()}
+
+
+def normalize(images: jax.Array | np.ndarray, normalization: str) -> jax.Array:
+    """(batch, 784) uint8 -> (batch, 28, 28, 1) float32 in [0, 1], [-1, 1] or with mean 0 and std 1."""
+    x = jnp.reshape(images, (-1, 28, 28, 1)).astype(jnp.float32) / 255
+    match normalization:
+        case "unit":
+            return x
+        case "symmetric":
+            return (x - 0.5) * 2
+        case "standard":
+            return (x - TRAIN_MEAN) / TRAIN_STD
+    raise ValueError(f"normalization must be unit, symmetric or standard, got {normalization!r}")

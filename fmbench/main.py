@@ -1,0 +1,81 @@
+"""Trains one benchmark entry and leaves a verified record.
+
+    python -m fmbench.main --config=configs/mlp.py
+    python -m fmbench.main --config=configs/resnet.py:20 --config.seed=1 --config.dtype=bfloat16
+
+The commonest overrides: --config.seed, --config.num_epochs, --config.batch_size, --config.dtype (float32,
+bfloat16), --config.parallel (jit, pmap), --config.model.name, --config.optimizer.name, --config.data.source,
+--config.data.dir. All fields with their defaults are in fmbench/config.py.
+
+Stopped by Ctrl-C or SIGTERM, a run saves a checkpoint; the same command goes on from there. Exit codes: 0 done,
+2 something given cannot be used, 3 the loss diverged, 130 interrupted.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from flax import nnx
+
+from fmbench import config, datasets, results, steps, train
+from fmbench.errors import UserError
+
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Work directory of the run. Default: workdirs/<name of the record>."
+)
+RESULTS_DIR = flags.DEFINE_string("results_dir", "results", "Where the records are collected.")
+SUMMARY = flags.DEFINE_bool("summary", False, "Show the model's layers and parameters, and stop.")
+FORCE = flags.DEFINE_bool("force", False, "Start anew, throwing away what the work directory holds.")
+config.define_flags()
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    logging.set_verbosity(logging.ERROR)  # Orbax has much to say
+    run_config = config.from_flags()
+    if SUMMARY.value:
+        print_summary(run_config)
+        return 0
+    use_compile_cache()
+    name = results.record_name(run_config.entry, results.environment(), run_config.dtype, run_config.seed)
+    record = train.train_and_evaluate(
+        run_config,
+        Path(WORKDIR.value or f"workdirs/{name}"),
+        results_dir=Path(RESULTS_DIR.value),
+        force=FORCE.value,
+    )
+    return {"completed": 0, "diverged": 3, "interrupted": 130}[record.status]
+
+
+def print_summary(run_config) -> None:
+    """Prints the model's table of layers, shapes and parameters."""
+    model = nnx.eval_shape(lambda: steps.make_model(run_config, None, 0))
+    images = jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
+    print(nnx.tabulate(model, images))
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs for the next process."""
+    jax.config.update("jax_compilation_cache_dir", str(datasets.cache_directory() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def run() -> None:
+    """Entry point: user mistakes end in one line on standard error."""
+
+    def parse(argv: list[str]) -> list[str]:
+        if {"--help", "-h", "--helpfull"} & set(argv):
+            print(__doc__, flags.FLAGS.main_module_help(), sep="\n")
+            sys.exit(0)
+        return config.parse_flags(argv)
+
+    try:
+        app.run(main, flags_parser=parse)
+    except UserError as error:
+        print(f"fmbench.main: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

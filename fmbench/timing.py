@@ -1,0 +1,44 @@
+"""Where a run's time goes, in wall seconds and in core-seconds."""
+
+import contextlib
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+
+@dataclasses.dataclass
+class Lap:
+    """The length of one timed block, known when it has ended."""
+
+    seconds: float = 0.0
+    core_seconds: float = 0.0
+
+
+class Stopwatch:
+    """Adds up wall seconds and core-seconds under a name: setup, compile, train, eval, checkpoint.
+
+    Core-seconds are the processor time of all threads of this process. They survive a busy machine, where wall
+    seconds don't.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.core_seconds: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[Lap]:
+        """Times a `with` block. Whoever starts device work in it waits for it in it."""
+        lap = Lap()
+        start, core_start = time.perf_counter(), time.process_time()
+        try:
+            yield lap
+        finally:
+            lap.seconds = time.perf_counter() - start
+            lap.core_seconds = time.process_time() - core_start
+            self.add({name: lap.seconds}, {name: lap.core_seconds})
+
+    def add(self, seconds: Mapping[str, float], core_seconds: Mapping[str, float]) -> None:
+        """Adds what an earlier process measured."""
+        self.seconds.update(seconds)
+        self.core_seconds.update(core_seconds)

@@ -1,0 +1,326 @@
+"""A whole run, top to bottom: set up, compile, restore, train, evaluate, export, record."""
+
+import itertools
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from fmbench import checkpoint, datasets, input_pipeline, parallel, results, steps, workdir
+from fmbench import config as config_lib
+from fmbench.interrupt import StopRequest, stop_on_signals
+from fmbench.metric_writer import MetricWriter
+from fmbench.optimizer import make_optimizer
+from fmbench.progress import Progress
+from fmbench.steps import Evaluation, Program, TrainState
+from fmbench.timing import Stopwatch
+
+TARGETS = (90, 92, 94)  # percent; for time_to_target
+CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late a signal is answered
+
+
+def train_and_evaluate(
+    config: config_dict.ConfigDict, directory: Path, *, results_dir: Path, force: bool = False
+) -> results.RunRecord:
+    """Trains, evaluates and leaves a record, or goes on where an earlier call stopped.
+
+    Args:
+        config: From `fmbench.config.finalize`.
+        directory: The work directory: checkpoints, metrics, the exported model and a copy of the record.
+        results_dir: The record and its predictions go to <results_dir>/runs.
+        force: Start anew, throwing away what `directory` holds.
+
+    Returns:
+        The record, with status 'completed', 'interrupted' (by SIGINT or SIGTERM; resumable) or 'diverged'.
+
+    Raises:
+        UserError: If something that was given cannot be used.
+    """
+    with (
+        workdir.claim(directory, config_lib.to_json(config), force=force),
+        stop_on_signals() as stop,
+    ):
+        if workdir.is_finished(directory):
+            print(f"{config.entry} seed {config.seed}: already finished in {directory}; --force trains it anew.")
+        else:
+            record, predictions = _run(config, directory, stop)
+            results.write(record, predictions, directory / "record")
+        return results.publish(directory / "record", results_dir)
+
+
+def _run(
+    config: config_dict.ConfigDict, directory: Path, stop: StopRequest
+) -> tuple[results.RunRecord, np.ndarray | None]:
+    began = time.perf_counter()
+    stopwatch = Stopwatch()
+
+    # Set up: proven data on the devices, and a fresh state.
+    with stopwatch("setup"):
+        mesh = parallel.make_mesh()
+        parallel.check_batch_size("batch_size", config.batch_size, mesh)
+        parallel.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+        data = input_pipeline.load(config, mesh)
+        num_steps = config.num_epochs * data.steps_per_epoch
+        steps_per_call = steps.choose_steps_per_call(config, data.steps_per_epoch)
+        tx, schedule = make_optimizer(config, data.steps_per_epoch)
+        graphdef, state = steps.init_state(config, tx, mesh)
+
+    # Compile ahead of time, apart from the training that is timed.
+    with stopwatch("compile"):
+        train_programs, eval_program = steps.compile_programs(
+            config, mesh, data, graphdef, tx, state, steps_per_call
+        )
+
+    # Restore. All randomness comes from the seed and the step: the state is all there is to a run.
+    with stopwatch("setup"):
+        checkpoints = checkpoint.Checkpoints(directory / "checkpoints")
+        restored = checkpoints.restore(state)
+        if restored:
+            state, progress = restored
+            progress["num_resumes"] += 1
+            stopwatch.add(progress["seconds"], progress["core_seconds"])
+        else:
+            progress = {"history": [], "epoch": _no_sums(), "num_resumes": 0}
+        began -= stopwatch.seconds["wall"]
+        step = int(state.step)
+        writer = MetricWriter(directory, step)
+    display = Progress(num_steps=num_steps, first_step=step, batch_size=config.batch_size)
+    display.line(
+        f"{config.entry} seed {config.seed}: {steps.count(state.params):,} trainable parameters, "
+        f"{data.num_train:,} train images, {config.num_epochs} epochs of {data.steps_per_epoch} steps, "
+        f"{config.dtype} on {mesh.size} x {jax.devices()[0].device_kind}"
+    )
+    if restored:
+        display.line(f"resumed from {directory} after step {step} of {num_steps}")
+
+    # Train.
+    status: results.Status = "completed"
+    eval_speeds = []
+    while step < num_steps and not _stopped_early(config, progress["history"]):
+        sums = progress["epoch"]
+        with stopwatch("train") as lap:
+            state, metrics = _train_epoch(train_programs, state, step, data, stop, display)
+        step += len(metrics["loss"])
+        sums["steps"] += len(metrics["loss"])
+        sums["loss"] += float(metrics["loss"].sum(dtype=np.float64))
+        sums["accuracy"] += float(metrics["accuracy"].sum(dtype=np.float64))
+        sums["seconds"] += lap.seconds
+        sums["core_seconds"] += lap.core_seconds
+        if not math.isfinite(sums["loss"]):
+            status = "diverged"
+            break
+
+        evaluation = None
+        if sums["steps"] == data.steps_per_epoch:
+            if data.watched:
+                with stopwatch("eval") as lap:
+                    evaluation = steps.evaluate(eval_program, state, data.eval_batches[data.watched])
+                eval_speeds.append(evaluation.num_examples / lap.seconds)
+            epoch = _describe_epoch(data, step, float(schedule(step - 1)), sums, evaluation)
+            writer.write(**epoch)
+            display.line(_epoch_line(epoch, config.num_epochs))
+            progress["history"].append(epoch)
+            progress["epoch"] = _no_sums()
+
+        # Wait for the writing, so that it takes nothing from the next epoch's clock.
+        with stopwatch("checkpoint"):
+            progress["seconds"] = stopwatch.seconds | {"wall": time.perf_counter() - began}
+            progress["core_seconds"] = dict(stopwatch.core_seconds)
+            val_accuracy = evaluation.accuracy if evaluation and data.watched == "validation" else None
+            checkpoints.save(step, state, progress, val_accuracy)
+            checkpoints.wait()
+        if stop.signum and step < num_steps:
+            status = "interrupted"
+            break
+    display.close()
+    writer.close()
+    checkpoints.close()
+
+    # Evaluate once, on the last state, and export the model.
+    evaluations: dict[str, Evaluation] = {}
+    if status == "completed":
+        for split, batches in data.eval_batches.items():
+            with stopwatch("eval") as lap:
+                evaluations[split] = steps.evaluate(eval_program, state, batches)
+            eval_speeds.append(evaluations[split].num_examples / lap.seconds)
+        with stopwatch("checkpoint"):
+            description = {
+                "entry": config.entry,
+                "seed": config.seed,
+                "model": config.model.to_dict(),
+                "dtype": config.dtype,
+                "normalization": config.data.normalization,
+                "class_names": datasets.CLASS_NAMES,
+                "test_accuracy": evaluations["test"].accuracy,
+            }
+            checkpoint.export_model(directory / "model", state.params, state.model_state, description)
+
+    # Record.
+    history = [results.Epoch(**epoch) for epoch in progress["history"]]
+    speed = statistics.median(epoch.train_images_per_sec for epoch in history) if history else None
+    last = history[-1] if history else None
+    test, validation = evaluations.get("test"), evaluations.get("validation")
+    record = results.RunRecord(
+        status=status,
+        created=results.now(),
+        entry=config.entry,
+        config_file=config.config_file,
+        config=config_lib.to_json(config),
+        seed=config.seed,
+        dtype=config.dtype,
+        parallel=config.parallel,
+        steps_per_call=steps_per_call,
+        batch_size=config.batch_size,
+        model=config.model.name,
+        num_params=steps.count(state.params) + steps.count(state.model_state),
+        num_trainable_params=steps.count(state.params),
+        flops_per_image=train_programs[steps_per_call].flops / config.batch_size,
+        data_version=data.version,
+        data_sha256=data.sha256,
+        num_train=data.num_train,
+        num_validation=data.num_validation,
+        num_test=data.num_test,
+        watched=data.watched,
+        num_epochs=len(history),
+        num_steps=step,
+        num_resumes=progress["num_resumes"],
+        train_loss=last.train_loss if last else None,
+        train_accuracy=last.train_accuracy if last else None,
+        val_loss=validation.loss if validation else None,
+        val_accuracy=validation.accuracy if validation else None,
+        test_loss=test.loss if test else None,
+        test_accuracy=test.accuracy if test else None,
+        test_top5_accuracy=test.top5_accuracy if test else None,
+        test_per_class_accuracy=test.per_class_accuracy if test else None,
+        predictions_sha256=results.predictions_sha256(test.predictions) if test else None,
+        setup_seconds=stopwatch.seconds["setup"],
+        compile_seconds=stopwatch.seconds["compile"],
+        compile_cached=all(program.cached for program in [*train_programs.values(), eval_program]),
+        train_seconds=stopwatch.seconds["train"],
+        eval_seconds=stopwatch.seconds["eval"],
+        checkpoint_seconds=stopwatch.seconds["checkpoint"],
+        train_core_seconds=stopwatch.core_seconds["train"],
+        eval_core_seconds=stopwatch.core_seconds["eval"],
+        wall_seconds=time.perf_counter() - began,
+        train_images_per_sec=speed,
+        eval_images_per_sec=statistics.median(eval_speeds) if eval_speeds else None,
+        step_time_ms=1000 * config.batch_size / speed if speed else None,
+        peak_memory_bytes=results.peak_memory_bytes(),
+        time_to_target=_time_to_target(history, data.watched),
+        history=history,
+        environment=results.environment(),
+    )
+    if test:
+        display.line(
+            f"test accuracy {test.accuracy:.2%} after {record.train_seconds:.1f} s of training "
+            f"({record.train_core_seconds:.1f} core-seconds), {speed:,.0f} images/s"
+        )
+    return record, test.predictions if test else None
+
+
+def _train_epoch(
+    programs: dict[int, Program],
+    state: TrainState,
+    step: int,
+    data: input_pipeline.Data,
+    stop: StopRequest,
+    display: Progress,
+) -> tuple[TrainState, dict[str, np.ndarray]]:
+    """Trains from `step` to the end of its epoch, or until it is told to stop.
+
+    Returns:
+        The state, and the loss and accuracy of every step.
+    """
+    epoch, done = divmod(step, data.steps_per_epoch)
+    order = data.epoch_order(epoch)
+    longest = max(programs)
+    outputs: list[dict[str, jax.Array]] = []
+    while done < data.steps_per_epoch and not stop.signum:
+        length = longest if done + longest <= data.steps_per_epoch else 1
+        state, metrics = programs[length].run(state, data.train_rows, order, data.seed)
+        outputs.append(metrics)
+        done += length
+        if len(outputs) > CALLS_IN_FLIGHT:
+            finished = outputs[-1 - CALLS_IN_FLIGHT]
+            finished["loss"].block_until_ready()
+            if display.is_due():
+                display.update(epoch * data.steps_per_epoch + done, epoch + 1, finished)
+                if not np.isfinite(finished["loss"]).all():
+                    break
+    jax.block_until_ready(state)
+    metrics = {
+        name: np.concatenate([np.atleast_1d(output[name]) for output in jax.device_get(outputs)])
+        if outputs
+        else np.zeros(0)
+        for name in ("loss", "accuracy")
+    }
+    return state, metrics
+
+
+def _no_sums() -> dict[str, float]:
+    """What an epoch adds up, step by step."""
+    return {"steps": 0, "loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "core_seconds": 0.0}
+
+
+def _describe_epoch(
+    data: input_pipeline.Data,
+    step: int,
+    learning_rate: float,
+    sums: dict[str, float],
+    evaluation: Evaluation | None,
+) -> dict[str, Any]:
+    """A finished epoch, as `results.Epoch` has it."""
+    epoch = {
+        "epoch": step // data.steps_per_epoch,
+        "step": step,
+        "learning_rate": learning_rate,
+        "train_loss": sums["loss"] / sums["steps"],
+        "train_accuracy": sums["accuracy"] / sums["steps"],
+        "train_seconds": sums["seconds"],
+        "train_core_seconds": sums["core_seconds"],
+        "train_images_per_sec": sums["steps"] * data.batch_size / sums["seconds"],
+    }
+    if evaluation:
+        prefix = "val" if data.watched == "validation" else "test"
+        epoch |= {f"{prefix}_loss": evaluation.loss, f"{prefix}_accuracy": evaluation.accuracy}
+    return epoch
+
+
+def _epoch_line(epoch: dict[str, Any], num_epochs: int) -> str:
+    watched = "".join(
+        f", {name.partition('_')[0]} accuracy {epoch[name]:.2%}"
+        for name in ("val_accuracy", "test_accuracy")
+        if name in epoch
+    )
+    return (
+        f"epoch {epoch['epoch']}/{num_epochs}: loss {epoch['train_loss']:.4f}, "
+        f"train accuracy {epoch['train_accuracy']:.2%}{watched}, "
+        f"{epoch['train_images_per_sec']:,.0f} images/s, {epoch['train_seconds']:.2f} s"
+    )
+
+
+def _stopped_early(config: config_dict.ConfigDict, history: list[dict[str, Any]]) -> bool:
+    """Whether the best validation accuracy is `early_stopping_patience` epochs old."""
+    if not config.early_stopping_patience or not history:
+        return False
+    accuracies = [epoch["val_accuracy"] for epoch in history]
+    best = accuracies.index(max(accuracies))
+    return len(accuracies) - 1 - best >= config.early_stopping_patience
+
+
+def _time_to_target(history: list[results.Epoch], watched: str | None) -> dict[str, float | None]:
+    """Training seconds at the first end of an epoch at or above each target; None for a miss."""
+    seconds = list(itertools.accumulate(epoch.train_seconds for epoch in history))
+    accuracies = [epoch.val_accuracy if watched == "validation" else epoch.test_accuracy for epoch in history]
+    return {
+        str(target): next(
+            (s for s, a in zip(seconds, accuracies, strict=True) if a is not None and a >= target / 100),
+            None,
+        )
+        for target in TARGETS
+    }
