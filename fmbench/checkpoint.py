@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from fmbench.errors import UserError
@@ -115,8 +116,13 @@ def load_model(directory: Path) -> tuple[nnx.Module, dict[str, Any]]:
         ) from error
     model = nnx.eval_shape(lambda: MODELS[name](rngs=nnx.Rngs(0), dtype=dtype, **arguments))
     graphdef, params, model_state = split_model(model)
+    device = SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        {"params": params, "model_state": model_state},
+    )
     try:
-        saved = ocp.load(directory.resolve(), {"params": params, "model_state": model_state})
+        saved = ocp.load(directory.resolve(), shapes)
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
         raise UserError(f"{directory} is damaged: {error}. Export it again.") from error
     return nnx.merge(graphdef, saved["params"], saved["model_state"]), description

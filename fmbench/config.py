@@ -69,7 +69,7 @@ def base_config() -> config_dict.ConfigDict:
 def define_flags() -> None:
     """Defines --config and --config.<key>."""
     config_flags.DEFINE_config_file(
-        "config", None, "a file of configs/, with an argument after a colon: configs/resnet.py:20"
+        "config", None, "A file of configs/, with an argument after a colon: configs/resnet.py:20."
     )
 
 
@@ -116,9 +116,15 @@ def load_file(spec: str) -> config_dict.ConfigDict:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        return module.get_config(arg) if arg else module.get_config()
+        config = module.get_config(arg) if arg else module.get_config()
     except Exception as error:  # whatever a config file may raise, its author wants to read it
         raise UserError(f"config '{spec}' does not load: {type(error).__name__}: {error}") from error
+    if (
+        not isinstance(config, config_dict.ConfigDict)
+        or not flatten(base_config().to_dict()).keys() <= flatten(config.to_dict()).keys()
+    ):
+        raise UserError(f"config '{spec}' is no config of fmbench: start from fmbench.config.base_config().")
+    return config
 
 
 def finalize(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDict:

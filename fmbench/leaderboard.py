@@ -12,13 +12,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmbench import datasets, results
+from fmbench import config, datasets, results
 from fmbench.errors import UserError
-from fmbench.results import RunRecord
+from fmbench.results import TARGETS, RunRecord
 from fmbench.statistics import mean_and_std, median_with_misses, shared_ranks
 
 README_MARKS = ("<!-- leaderboard: begin -->", "<!-- leaderboard: end -->")
@@ -62,43 +62,63 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 on a difference")
     arguments = parser.parse_args()
     try:
+        if not arguments.results_dir.is_dir():
+            raise UserError(f"--results_dir={arguments.results_dir} is not a directory.")
         records = results.read_all(arguments.results_dir)
         verify_accuracies(records)
         files = render(arguments.results_dir, records)
+        if arguments.check:
+            sys.exit(_check(files, len(records)))
+        for path, text in files.items():
+            with results.atomic_file(path) as file:
+                file.write(text.encode())
+    except OSError as error:
+        print(f"fmbench.leaderboard: {error.filename}: {error.strerror}.", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"fmbench.leaderboard: {error}", file=sys.stderr)
         sys.exit(2)
-    if arguments.check:
-        stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
-        for path in stale:
-            print(f"{path} is not what the records say; run python -m fmbench.leaderboard.", file=sys.stderr)
-        if not stale:
-            print(f"{len(records)} records agree with their predictions and with {', '.join(map(str, files))}.")
-        sys.exit(1 if stale else 0)
-    for path, text in files.items():
-        with results.atomic_file(path) as file:
-            file.write(text.encode())
     print(f"{len(records)} records: {', '.join(map(str, files))}")
 
 
+def _check(files: dict[Path, str], num_records: int) -> int:
+    """Exit code 0 if the files are what they should be, else 1."""
+    stale = [path for path, text in files.items() if not path.exists() or path.read_bytes() != text.encode()]
+    for path in stale:
+        print(f"{path} is not what the records say; run python -m fmbench.leaderboard.", file=sys.stderr)
+    if not stale:
+        print(f"{num_records} records agree with their predictions and with {', '.join(map(str, files))}.")
+    return 1 if stale else 0
+
+
 def verify_accuracies(records: dict[Path, RunRecord]) -> None:
-    """Recomputes every completed record's test accuracy from its predictions and the true labels.
+    """Recomputes every completed record's test accuracies from its predictions and the true labels.
 
     Raises:
         UserError: If one differs, or predictions or labels can't be had.
     """
     for path, record in records.items():
         if record.status == "completed":
-            correct = results.read_predictions(record, path.with_suffix(".npy")) == _labels(record)
-            if record.test_accuracy != correct.mean():
-                raise UserError(
-                    f"{path}: test_accuracy is {record.test_accuracy}, but its predictions give "
-                    f"{correct.mean()}; run the entry again."
-                )
+            labels = _labels(record)
+            correct = results.read_predictions(record, path.with_suffix(".npy")) == labels
+            recomputed: dict[str, Any] = {
+                "test_accuracy": correct.mean(),
+                "test_per_class_accuracy": [correct[labels == label].mean() for label in np.unique(labels)],
+            }
+            for field, value in recomputed.items():
+                if getattr(record, field) != value:
+                    raise UserError(
+                        f"{path}: {field} is {getattr(record, field)}, but its predictions give {value}; "
+                        "run the entry again."
+                    )
 
 
 def render(results_dir: Path, records: dict[Path, RunRecord]) -> dict[Path, str]:
-    """The generated files and what belongs in them."""
+    """The generated files and what belongs in them.
+
+    Raises:
+        UserError: If runs of different configs claim one row, or the README's marks are not in order.
+    """
     records = {path: record for path, record in records.items() if record.data_version != "sample"}
     completed = {path: record for path, record in records.items() if record.status == "completed"}
     tables = {
@@ -116,9 +136,12 @@ def render(results_dir: Path, records: dict[Path, RunRecord]) -> dict[Path, str]
         results_dir / "leaderboard.csv": _csv(tables),
     }
     readme = results_dir.parent / "README.md"
-    if readme.exists() and all(mark in readme.read_text() for mark in README_MARKS):
-        before, _, rest = readme.read_text().partition(README_MARKS[0])
-        after = rest.partition(README_MARKS[1])[2]
+    text = readme.read_bytes().decode() if readme.exists() else ""
+    if any(mark in text for mark in README_MARKS):
+        before, _, rest = text.partition(README_MARKS[0])
+        _, end, after = rest.partition(README_MARKS[1])
+        if not end or any(text.count(mark) > 1 for mark in README_MARKS):
+            raise UserError(f"{readme}: needs {README_MARKS[0]} and, below it, {README_MARKS[1]}, once each.")
         body = [f"**{condition.title}**\n\n{_markdown_table(rows, '')}" for condition, rows in tables.items()]
         files[readme] = before + "\n\n".join([README_MARKS[0], *body, README_MARKS[1]]) + after
     return files
@@ -145,6 +168,12 @@ def _ranked(paths: Iterable[Path], records: dict[Path, RunRecord]) -> list[Row]:
     for group in _group({path: records[path] for path in paths}, lambda record: record.entry).values():
         group.sort(key=lambda path: records[path].seed)
         runs = [records[path] for path in group]
+        for path in group:
+            if difference := config.difference(_measured(runs[0]), _measured(records[path])):
+                raise UserError(
+                    f"{group[0]} and {path.name} are runs of different configs ({difference}); they make no row. "
+                    "Run the older one again."
+                )
         correct = np.stack(
             [np.load(path.with_suffix(".npy"), allow_pickle=False) == _labels(records[path]) for path in group]
         )
@@ -154,11 +183,17 @@ def _ranked(paths: Iterable[Path], records: dict[Path, RunRecord]) -> list[Row]:
     return [Row(rank, runs) for rank, (_, runs) in zip(ranks, entries, strict=True)]
 
 
+def _measured(run: RunRecord) -> dict[str, Any]:
+    """What the runs of one row must share: the config but for the seed and the data's place, and the model."""
+    return run.config | {"seed": None, "data": run.config["data"] | {"dir": None}, "num_params": run.num_params}
+
+
 def _labels(record: RunRecord) -> np.ndarray:
     """The true test labels of the record's data."""
     source = "sample" if record.data_version == "sample" else "tfds"
     dataset = datasets.load(source)
-    if dataset.sha256 != record.data_sha256:
+    here = (dataset.version, dataset.sha256, len(dataset.test_labels))
+    if here != (record.data_version, record.data_sha256, record.num_test):
         raise UserError(f"{record.name} was made on data of version {record.data_version}, not at hand here.")
     return dataset.test_labels
 
@@ -206,7 +241,7 @@ def _median_text(seconds: list[float]) -> str:
 def _targets_text(runs: list[RunRecord]) -> str:
     if runs[0].watched is None:
         return "-"
-    medians = [_median_time_to(target, runs) for target in runs[0].time_to_target]
+    medians = [_median_time_to(target, runs) for target in TARGETS]
     text = " / ".join("miss" if median is None else f"{median:,.1f}" for median in medians)
     return f"{text} (test)" if runs[0].watched == "test" else text
 
@@ -255,7 +290,7 @@ def _csv(tables: dict[Condition, list[Row]]) -> str:
                     "compile_cached": all(run.compile_cached for run in runs),
                     "watched": first.watched,
                 }
-                | {f"time_to_{target}": _median_time_to(target, runs) for target in first.time_to_target}
+                | {f"time_to_{target}": _median_time_to(target, runs) for target in TARGETS}
             )
     text = io.StringIO()
     if lines:

@@ -15,10 +15,12 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags, logging
+import optax
 from flax import nnx
 
-from fmbench import config, datasets, results, steps, train
+from fmbench import config, datasets, parallel, results, steps, train
 from fmbench.errors import UserError
 
 WORKDIR = flags.DEFINE_string(
@@ -50,9 +52,9 @@ def main(argv: list[str]) -> int:
 
 def print_summary(run_config) -> None:
     """Prints the model's table of layers, shapes and parameters."""
-    model = nnx.eval_shape(lambda: steps.make_model(run_config, None, 0))
-    images = jax.ShapeDtypeStruct((1, 28, 28, 1), "float32")
-    print(nnx.tabulate(model, images))
+    graphdef, state = steps.init_state(run_config, optax.identity(), parallel.make_mesh())
+    model = nnx.merge(graphdef, state.params, state.model_state)
+    print(nnx.tabulate(model, jnp.zeros((1, 28, 28, 1))))
 
 
 def use_compile_cache() -> None:
@@ -66,7 +68,7 @@ def run() -> None:
 
     def parse(argv: list[str]) -> list[str]:
         if {"--help", "-h", "--helpfull"} & set(argv):
-            print(__doc__, flags.FLAGS.main_module_help(), sep="\n")
+            print(__doc__, flags.FLAGS.module_help(config), flags.FLAGS.main_module_help(), sep="\n")
             sys.exit(0)
         return config.parse_flags(argv)
 

@@ -61,8 +61,12 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         with PIL.Image.open(path) as image:
-            return np.asarray(image.convert("L").resize((28, 28), PIL.Image.Resampling.LANCZOS))
-    except (OSError, ValueError) as error:
+            if image.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+                grey = PIL.Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+            else:
+                grey = image.convert("L")
+            return np.asarray(grey.resize((28, 28), PIL.Image.Resampling.LANCZOS))
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise UserError(f"{path}: cannot read it as an image ({error}).") from error
 
 

@@ -17,7 +17,7 @@ from typing import IO, Annotated, Any, Literal
 
 import jax
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fmbench.config import REPOSITORY
 from fmbench.errors import UserError
@@ -27,6 +27,7 @@ Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Status = Literal["completed", "interrupted", "diverged"]
 Watched = Literal["validation", "test"]
+TARGETS = ("90", "92", "94")  # percent; the keys of time_to_target
 
 
 class _Strict(BaseModel):
@@ -127,12 +128,28 @@ class RunRecord(_Strict):
     history: list[Epoch]
     environment: Environment
 
+    @field_validator("time_to_target")
+    @classmethod
+    def _has_all_targets(cls, seconds: dict[str, Seconds | None]) -> dict[str, Seconds | None]:
+        if set(seconds) != set(TARGETS):
+            raise ValueError(f"the targets are {', '.join(TARGETS)}")
+        return seconds
+
     @model_validator(mode="after")
     def _completed_means_tested(self) -> "RunRecord":
         if self.status == "completed":
             for field in ("test_accuracy", "test_per_class_accuracy", "predictions_sha256"):
                 if getattr(self, field) is None:
                     raise ValueError(f"{field} is missing from a completed run")
+        return self
+
+    @model_validator(mode="after")
+    def _agrees_with_its_config(self) -> "RunRecord":
+        for field in ("entry", "config_file", "seed", "dtype", "parallel", "batch_size"):
+            if self.config.get(field) != getattr(self, field):
+                raise ValueError(f"{field} is {getattr(self, field)}, but config.{field} {self.config.get(field)}")
+        if self.num_epochs > self.config.get("num_epochs", 0):
+            raise ValueError(f"num_epochs is {self.num_epochs}, more than config.num_epochs")
         return self
 
     @property
@@ -200,14 +217,21 @@ def predictions_sha256(predictions: np.ndarray) -> str:
 
 
 def write(record: RunRecord, predictions: np.ndarray | None, stem: Path) -> None:
-    """Writes <stem>.json and, if there are predictions, <stem>.npy, each atomically."""
+    """Writes <stem>.json and, if there are predictions, <stem>.npy, each atomically.
+
+    Raises:
+        UserError: If they cannot be written there.
+    """
     RunRecord.model_validate(record.model_dump())
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    if predictions is not None:
-        with atomic_file(stem.with_name(stem.name + ".npy")) as file:
-            np.save(file, predictions.astype(np.uint8), allow_pickle=False)
-    with atomic_file(stem.with_name(stem.name + ".json")) as file:
-        file.write(record.model_dump_json(indent=1).encode() + b"\n")
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        if predictions is not None:
+            with atomic_file(stem.with_name(stem.name + ".npy")) as file:
+                np.save(file, predictions.astype(np.uint8), allow_pickle=False)
+        with atomic_file(stem.with_name(stem.name + ".json")) as file:
+            file.write(record.model_dump_json(indent=1).encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"{stem}.json: cannot write the record ({error.strerror}).") from error
 
 
 def publish(stem: Path, results_dir: Path) -> RunRecord:
@@ -251,10 +275,12 @@ def read_predictions(record: RunRecord, path: Path) -> np.ndarray:
         UserError: If the file is missing, broken or another run's.
     """
     try:
-        predictions = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            predictions = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # NumPy raises many kinds for a damaged file
         raise UserError(f"{path}: cannot read the predictions ({error}).") from error
-    if predictions_sha256(predictions) != record.predictions_sha256:
+    is_array_of_classes = predictions.dtype == np.uint8 and predictions.shape == (record.num_test,)
+    if not is_array_of_classes or predictions_sha256(predictions) != record.predictions_sha256:
         raise UserError(f"{path}: not the predictions of {path.stem}.json; run the entry again.")
     return predictions
 

@@ -215,6 +215,12 @@ def _run(
         history=history,
         environment=results.environment(),
     )
+    if status == "interrupted":
+        display.line(f"interrupted after step {step} of {num_steps}; the same command goes on from there.")
+    elif status == "diverged":
+        display.line(
+            f"diverged: the loss is no finite number any more by step {step}; a smaller learning rate may help."
+        )
     if test:
         display.line(
             f"test accuracy {test.accuracy:.2%} after {record.train_seconds:.1f} s of training "

@@ -27,12 +27,12 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
     Raises:
         UserError: If the directory holds something else, a run of another config, or a running one.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; name a directory.")
     stored = workdir / "config.json"
-    if workdir.exists() and not stored.exists() and {path.name for path in workdir.iterdir()} - {".lock"}:
-        raise UserError(f"--workdir={workdir} holds files that are not a run's; name an empty directory.")
     try:
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f"--workdir={workdir} is a file; name a directory.")
+        if workdir.exists() and not _is_free(workdir) and not _is_config(stored):
+            raise UserError(f"--workdir={workdir} holds files that are not a run's; name an empty directory.")
         workdir.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(workdir / ".lock")
         lock.acquire(timeout=0)
@@ -63,6 +63,18 @@ def is_finished(workdir: Path) -> bool:
     return False
 
 
+def _is_free(workdir: Path) -> bool:
+    return not {path.name for path in workdir.iterdir()} - {".lock"}
+
+
+def _is_config(path: Path) -> bool:
+    """Whether this is a run's config.json; other programs have files of that name, too."""
+    try:
+        return {"entry", "config_file", "data"} <= json.loads(path.read_bytes()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def _check_same(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     old = old | {"data": old["data"] | {"dir": None}}
     new = new | {"data": new["data"] | {"dir": None}}
@@ -78,7 +90,7 @@ def _clear(workdir: Path) -> None:
     for path in sorted(workdir.iterdir(), key=lambda path: path.name == "config.json"):
         if path.name == ".lock":
             continue
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

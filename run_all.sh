@@ -1,0 +1,267 @@
+#!/usr/bin/env bash
+# Trains a suite of benchmark entries, one process per (config, seed), and renders the leaderboard.
+# `./run_all.sh --help` explains the use of it.
+set -euo pipefail
+
+# ---------------------------------------------------------------------------- the suites
+# One line is one entry: config[:argument], the seeds to run it with, and, where an entry needs
+# them, further flags for fmbench.main (--config.key=value).
+
+QUICK='
+configs/mlp.py        0,1,2
+configs/cnn1.py       0
+'
+
+PAPER='
+configs/mlp.py        0,1,2,3,4
+configs/cnn1.py       0,1,2,3,4
+configs/cnn3.py       0,1,2,3,4
+configs/cnn4.py       0,1,2,3,4
+configs/vgg_like.py   0,1,2,3,4
+'
+
+FULL="$PAPER
+configs/resnet.py:20  0
+"
+
+# ---------------------------------------------------------------------------- the command line
+
+usage() {
+  cat <<'END'
+Usage: ./run_all.sh quick|paper|full [ENTRY...] [--force] [--results_dir=DIR]
+
+Trains every entry of a suite with each of its seeds, then writes the leaderboard from all records
+in DIR. Sets itself up: on the first call it makes .venv and fetches the data.
+
+  quick    a few small nets; fits in 10 minutes on two cores
+  paper    the reference systems, five seeds each
+  full     paper and the deeper nets
+
+  ENTRY...            only these entries of the suite, e.g. mlp cnn1 resnet-20
+  --force             train again where there is a valid record or an unfinished run
+  --results_dir=DIR   where the records and the leaderboard go (default: results)
+
+Runs that already have a valid record made in this checkout are not trained again. After Ctrl-C the
+same command goes on where it stopped. Exit status: 0 all done, 1 a run failed (the others were
+still made), 2 a mistake in the command, 130 or 143 interrupted.
+END
+}
+
+bad_usage() {
+  complain "$@" 'See ./run_all.sh --help.'
+  exit 2
+}
+
+# Sets suite, wanted (entry names), force and results_dir.
+parse_arguments() {
+  suite='' results_dir='' force=''
+  wanted=()
+  while (($#)); do
+    case $1 in
+      -h | --help)
+        usage
+        exit 0
+        ;;
+      --force) force=--force ;;
+      --results_dir=*) results_dir=${1#*=} ;;
+      --results_dir)
+        results_dir=${2:-}
+        if (($# > 1)); then shift; fi
+        ;;
+      -*) bad_usage "Unknown option $1: expected --force, --results_dir=DIR or --help." ;;
+      *) if [[ -z $suite ]]; then suite=$1; else wanted+=("$1"); fi ;;
+    esac
+    if [[ $1 == --results_dir* && -z $results_dir ]]; then
+      bad_usage '--results_dir has no value: expected the folder for the records.'
+    fi
+    shift
+  done
+}
+
+# ---------------------------------------------------------------------------- from suite to runs
+
+# entry_name CONFIG: configs/resnet.py:20 is the entry resnet-20.
+entry_name() {
+  local path=${1%%:*} argument=''
+  if [[ $1 == *:* ]]; then argument=-${1#*:}; fi
+  path=${path##*/}
+  printf '%s%s\n' "${path%.py}" "$argument"
+}
+
+# is_among WORD WORD...: is the first word one of the others?
+is_among() {
+  local word=$1 other
+  shift
+  for other in "$@"; do
+    if [[ $word == "$other" ]]; then return 0; fi
+  done
+  return 1
+}
+
+# Fills runs with one line "name seed config flags..." for each run of the suite that is asked for.
+plan_runs() {
+  local entries config seeds flags name seed known=()
+  case $suite in
+    quick) entries=$QUICK ;;
+    paper) entries=$PAPER ;;
+    full) entries=$FULL ;;
+    '') bad_usage 'No suite named: expected quick, paper or full.' ;;
+    *) bad_usage "Unknown suite '$suite': expected quick, paper or full." ;;
+  esac
+
+  runs=()
+  while read -r config seeds flags; do
+    if [[ -z $config ]]; then continue; fi
+    name=$(entry_name "$config")
+    known+=("$name")
+    if ((${#wanted[@]})) && ! is_among "$name" "${wanted[@]}"; then continue; fi
+    for seed in ${seeds//,/ }; do
+      runs+=("$name $seed $config $flags")
+    done
+  done <<<"$entries"
+
+  for name in ${wanted[@]+"${wanted[@]}"}; do
+    if ! is_among "$name" "${known[@]}"; then
+      bad_usage "Unknown entry '$name': the suite $suite has ${known[*]}."
+    fi
+  done
+}
+
+# ---------------------------------------------------------------------------- processes and signals
+
+child=''   # the process group that is training, if any
+current='' # what is being done, for the message after an interruption
+
+# run COMMAND...: runs it as a process group of its own. Bash would keep a signal to itself until
+# its foreground command is over, maybe hours later; waiting for a background one, it hears it at
+# once. And a group of its own gets Ctrl-C from `interrupt` only, once, not from the terminal too.
+run() {
+  local status=0
+  set -m
+  "$@" </dev/null &
+  child=$!
+  set +m
+  wait "$child" || status=$?
+  # Ctrl-Z and `fg` end `wait`, but not the child.
+  while kill -0 "$child" 2>/dev/null; do
+    status=0
+    wait "$child" || status=$?
+  done
+  child=''
+  return "$status"
+}
+
+# interrupt SIGNAL STATUS: what Ctrl-C, `kill` and a closed terminal do. The whole suite stops.
+interrupt() {
+  if [[ -n $child ]]; then
+    kill -s "$1" -- "-$child" 2>/dev/null || true
+    # A stopped (Ctrl-Z) child cannot act on the signal before it goes on.
+    kill -s CONT -- "-$child" 2>/dev/null || true
+    # It still has its checkpoint to write; a second Ctrl-C reaches it as well.
+    while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
+  fi
+  stop_suite "$2"
+}
+
+stop_suite() {
+  complain '' "Interrupted${current:+ during $current}. Finished runs are kept;" \
+    'the same command goes on where this one stopped.'
+  if [[ -n $force ]]; then
+    complain '(Leave out --force for that: with it, the runs finished so far are trained again too.)'
+  fi
+  exit "$1"
+}
+
+# Ctrl-Z: training in its own process group has to be told to pause too, and to go on after `fg`.
+pause() {
+  if [[ -n $child ]]; then kill -s STOP -- "-$child"; fi
+  kill -s STOP $$
+  if [[ -n $child ]]; then kill -s CONT -- "-$child"; fi
+}
+
+catch_signals() {
+  trap 'interrupt INT 130' INT
+  trap 'interrupt TERM 143' TERM
+  trap 'interrupt TERM 129' HUP
+  trap pause TSTP
+}
+
+# stops_suite STATUS: did the child end because somebody interrupted it?
+stops_suite() { (($1 == 130 || $1 == 143)); }
+
+meaning_of() {
+  case $1 in
+    2) echo 'a mistake in its config or flags' ;;
+    3) echo 'diverged' ;;
+    137) echo 'killed, perhaps for want of memory' ;;
+    *) echo 'see its messages above' ;;
+  esac
+}
+
+# ---------------------------------------------------------------------------- the whole job
+
+main() {
+  local caller_dir=$PWD
+  CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+  # shellcheck source=setup_env.sh
+  source ./setup_env.sh
+
+  parse_arguments "$@"
+  plan_runs
+  # A relative folder is relative to where the command was given, not to this script.
+  if [[ -z $results_dir ]]; then
+    results_dir=results
+  elif [[ $results_dir != /* && ! $caller_dir -ef $PWD ]]; then
+    results_dir=$caller_dir/$results_dir
+  fi
+
+  catch_signals
+  current='set-up'
+  # shellcheck disable=SC2119  # training needs no extra
+  set_up_environment
+
+  local status=0 failures=() number=0 line name seed config flags
+  current='the preparation of the data'
+  run "$PYTHON" -m fmbench.datasets || status=$?
+  if stops_suite "$status"; then stop_suite "$status"; fi
+  if ((status)); then
+    complain 'Nothing was trained: the data could not be prepared (see above).'
+    exit "$status"
+  fi
+
+  for line in "${runs[@]}"; do
+    read -r name seed config flags <<<"$line"
+    number=$((number + 1))
+    current="$name seed $seed"
+    heading "[$number/${#runs[@]}] $current"
+    status=0
+    # shellcheck disable=SC2086  # flags and force are words, or nothing
+    run "$PYTHON" -m fmbench.main --config="$config" --config.seed="$seed" $flags \
+      --results_dir="$results_dir" $force || status=$?
+    if stops_suite "$status"; then stop_suite "$status"; fi
+    if ((status)); then
+      failures+=("$current (exit status $status: $(meaning_of "$status"))")
+      complain "$current failed with exit status $status; going on."
+    fi
+  done
+
+  current='the leaderboard'
+  heading 'Leaderboard'
+  status=0
+  run "$PYTHON" -m fmbench.leaderboard --results_dir="$results_dir" || status=$?
+  if stops_suite "$status"; then stop_suite "$status"; fi
+  if ((status)); then
+    failures+=("the leaderboard (exit status $status: see its messages above)")
+  else
+    echo "The leaderboard is in $results_dir/leaderboard.md."
+  fi
+
+  if ((${#failures[@]})); then
+    complain "${#failures[@]} failed:" "${failures[@]/#/  }"
+    exit 1
+  fi
+  echo "${#runs[@]} runs of the suite $suite done in $((SECONDS / 60)) min $((SECONDS % 60)) s."
+}
+
+# Sourced (by the tests), this file only defines its functions.
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi

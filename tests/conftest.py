@@ -1,0 +1,59 @@
+"""Eight fake CPU devices for the whole suite; configs and processes that train on the sample."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from fmbench import config as config_lib
+
+REPOSITORY = Path(__file__).parents[1]
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session")
+def make_config():
+    """A config by its file and overrides, as the command line would make it, on the sample."""
+
+    def make(spec: str, **overrides):
+        config = config_lib.load_file(str(REPOSITORY / spec))
+        config.data.source = "sample"
+        with config.unlocked():
+            config.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
+        return config_lib.finalize(config, str(REPOSITORY / spec))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def start_main(tmp_path_factory):
+    """Starts `python -m fmbench.main` in a process of its own; all share one compile cache."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def start(*flags: str, devices: int = 1) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fmbench.main", *flags],
+            cwd=REPOSITORY,
+            env=os.environ | {"FMBENCH_CACHE": str(cache), "JAX_NUM_CPU_DEVICES": str(devices)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_main(start_main):
+    """Runs `python -m fmbench.main` to its end."""
+
+    def run(*flags: str, devices: int = 1) -> subprocess.CompletedProcess:
+        process = start_main(*flags, devices=devices)
+        stdout, stderr = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    return run

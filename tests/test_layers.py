@@ -1,0 +1,80 @@
+"""Our layers against XLA's and Flax's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fmbench import parallel
+from fmbench.layers import Dropout, max_pool
+
+
+def stock_max_pool(x, size):
+    return nnx.max_pool(x, (size, size), (size, size))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 1), (3, 5, 7, 2), (2, 28, 28, 32), (7, 11, 11, 3), (2, 12, 12, 256)])
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("ties", ["none", "background", "all", "negative"])
+def test_max_pool_equals_xla_in_value_and_gradient(shape, size, ties):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape).astype(np.float32)
+    if ties == "background":  # as after a ReLU: half of all values are equal
+        x = np.maximum(x, 0)
+    elif ties == "all":
+        x = np.zeros(shape, np.float32)
+    elif ties == "negative":
+        x = -np.round(np.abs(x))
+    value, pull = jax.vjp(lambda x: max_pool(x, size), x)
+    expected, expected_pull = jax.vjp(lambda x: stock_max_pool(x, size), x)
+    np.testing.assert_array_equal(value, expected)
+    cotangent = rng.standard_normal(value.shape).astype(np.float32)
+    np.testing.assert_array_equal(pull(cotangent)[0], expected_pull(cotangent)[0])
+
+
+def test_max_pool_in_bfloat16():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 6, 4)), jnp.bfloat16)
+    gradient = jax.grad(lambda x: max_pool(x, 2).astype(jnp.float32).sum())(x)
+    expected = jax.grad(lambda x: stock_max_pool(x, 2).astype(jnp.float32).sum())(x)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient, expected)
+
+
+@pytest.mark.parametrize(("platform", "uses_xla"), [("cpu", False), ("cuda", True), ("tpu", True)])
+def test_only_cpus_get_the_comparing_gradient(platform, uses_xla):
+    gradient = jax.jit(jax.grad(lambda x: max_pool(x, 2).sum()))
+    x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    module = jax.export.export(gradient, platforms=[platform])(x).mlir_module()
+    assert ("select_and_scatter" in module) == uses_xla
+
+
+class TestDropout:
+    x = jnp.ones((64, 50))
+
+    def drop(self, rate=0.25, key=0, axis_name=None, x=x):
+        return Dropout(rate, axis_name=axis_name)(x, train=True, rngs=nnx.Rngs(dropout=key))
+
+    def test_is_the_identity_outside_training(self):
+        assert Dropout(0.5)(self.x, train=False, rngs=None) is self.x
+
+    def test_keeps_the_mean_and_drops_the_rate(self):
+        y = np.asarray(self.drop(x=jnp.ones((200, 500))))
+        kept = y != 0
+        np.testing.assert_allclose(kept.mean(), 0.75, atol=0.006)  # four standard errors
+        np.testing.assert_allclose(y[kept], 1 / 0.75, rtol=1e-6)
+
+    def test_differs_between_examples_and_keys(self):
+        y = np.asarray(self.drop())
+        assert len(np.unique(y, axis=0)) == len(y)
+        assert not np.array_equal(y, self.drop(key=1))
+
+    def test_does_not_depend_on_how_the_batch_is_split(self):
+        parts = jax.pmap(lambda x: self.drop(axis_name=parallel.AXIS, x=x), axis_name=parallel.AXIS)(
+            self.x.reshape(8, 8, 50)
+        )
+        np.testing.assert_array_equal(parts.reshape(64, 50), self.drop())
+
+    def test_needs_a_key_in_training(self):
+        with pytest.raises(ValueError, match="rngs"):
+            Dropout(0.5)(self.x, train=True, rngs=None)

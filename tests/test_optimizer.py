@@ -1,0 +1,101 @@
+"""Optimizers and schedules against their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fmbench.errors import UserError
+from fmbench.optimizer import make_optimizer, make_schedule
+
+PARAMS = {
+    "conv": {"kernel": jnp.full((3, 3, 2, 4), 0.5), "bias": jnp.full(4, 0.5)},
+    "dense": {"kernel": jnp.full((8, 4), 0.5)},
+}
+GRADS = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(0).standard_normal(x.shape), jnp.float32), PARAMS)
+
+
+def one_update(config, grads=GRADS):
+    tx, _ = make_optimizer(config, steps_per_epoch=10)
+    return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
+
+
+def test_sgd_decays_kernels_only(make_config):
+    config = make_config(
+        "configs/resnet.py:20",
+        optimizer__weight_decay=0.1,
+        optimizer__learning_rate=0.5,
+        schedule__name="constant",
+    )
+    updates = one_update(config)
+    np.testing.assert_allclose(
+        updates["conv"]["kernel"], -0.5 * (GRADS["conv"]["kernel"] + 0.1 * 0.5), rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_allclose(updates["conv"]["bias"], -0.5 * GRADS["conv"]["bias"], rtol=1e-6)
+
+
+def test_nesterov(make_config):
+    config = make_config("configs/resnet.py:20", optimizer__nesterov=True, optimizer__weight_decay=0.0)
+    updates = one_update(config)
+    np.testing.assert_allclose(updates["conv"]["bias"], -0.1 * 1.9 * GRADS["conv"]["bias"], rtol=1e-5)
+
+
+def test_adam_first_step_is_the_sign(make_config):
+    updates = one_update(make_config("configs/mlp.py"))
+    np.testing.assert_allclose(updates["dense"]["kernel"], -1e-3 * jnp.sign(GRADS["dense"]["kernel"]), rtol=1e-3)
+
+
+def test_adamw_decay_is_decoupled(make_config):
+    plain = one_update(make_config("configs/mlp.py"))
+    decayed = one_update(make_config("configs/mlp.py", optimizer__name="adamw", optimizer__weight_decay=0.1))
+    difference = jax.tree.map(lambda a, b: a - b, decayed, plain)
+    np.testing.assert_allclose(difference["conv"]["kernel"], -1e-3 * 0.1 * 0.5, rtol=1e-2)
+    np.testing.assert_array_equal(difference["conv"]["bias"], 0)
+
+
+def test_muon_orthogonalises_convolutions_too(make_config):
+    config = make_config("configs/mlp.py", optimizer__name="muon", optimizer__learning_rate=1.0)
+    updates = one_update(config)
+    for matrix in (updates["conv"]["kernel"].reshape(18, 4), updates["dense"]["kernel"]):
+        singular_values = np.linalg.svd(matrix, compute_uv=False)
+        assert singular_values.max() / singular_values.min() < 2  # the gradient's own ratio is above
+    raw = np.linalg.svd(GRADS["dense"]["kernel"], compute_uv=False)
+    assert raw.max() / raw.min() > 2
+
+
+def test_gradient_clipping(make_config):
+    config = make_config("configs/resnet.py:20", grad_clip_norm=0.01, optimizer__weight_decay=0.0)
+    np.testing.assert_allclose(optax.tree.norm(one_update(config)), 0.1 * 0.01, rtol=1e-5)
+
+
+def test_schedules_at_their_corners(make_config):
+    def schedule(name, **fields):
+        fields = {f"schedule__{key}": value for key, value in fields.items()}
+        config = make_config("configs/mlp.py", num_epochs=10, schedule__name=name, **fields)
+        return make_schedule(config, steps_per_epoch=100)
+
+    step = schedule("step")
+    np.testing.assert_allclose([step(499), step(501), step(751)], [1e-3, 1e-4, 1e-5], rtol=1e-6)
+    cosine = schedule("cosine", warmup_epochs=2.0)
+    np.testing.assert_allclose(
+        [cosine(0), cosine(100), cosine(200), cosine(600), cosine(1000)], [0, 5e-4, 1e-3, 5e-4, 0], atol=1e-9
+    )
+    onecycle = schedule("onecycle", warmup_epochs=2.0)
+    np.testing.assert_allclose([onecycle(0), onecycle(200)], [1e-3 / 25, 1e-3], rtol=1e-5)
+    np.testing.assert_allclose(onecycle(1000), 1e-3 / 25 / 1e4, rtol=1e-2)
+    assert schedule("constant")(10**6) == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optimizer__name": "adma"}, "one of sgd, adam, adamw, muon"),
+        ({"schedule__name": "linear"}, "one of constant, step, cosine, onecycle"),
+        ({"schedule__name": "cosine", "schedule__warmup_epochs": 100.0}, "below config.num_epochs"),
+        ({"optimizer__weight_decay": 0.1}, "use adamw"),
+    ],
+)
+def test_what_makes_no_optimizer_is_named(make_config, overrides, message):
+    with pytest.raises(UserError, match=message):
+        make_optimizer(make_config("configs/mlp.py", **overrides), steps_per_epoch=10)
