@@ -11,7 +11,9 @@ from ml_collections import config_dict
 from fmbench.config import base_config
 
 
-def get_config(arg: str = "20") -> config_dict.ConfigDict:
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+    if not arg:
+        raise ValueError("the depth is missing, as in configs/resnet.py:20")
     config = base_config()
     config.model.name = "resnet"
     config.model.depth = int(arg)

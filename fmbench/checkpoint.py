@@ -106,15 +106,20 @@ def load_model(directory: Path) -> tuple[nnx.Module, dict[str, Any]]:
     """
     if (directory / "model").is_dir():
         directory = directory / "model"
+    if not (directory / "model.json").is_file():
+        raise UserError(f"{directory} holds no exported model; name the work directory of a completed run.")
     try:
         description = json.loads((directory / "model.json").read_text())
+        if missing := {"normalization", "class_names"} - description.keys():
+            raise KeyError(*missing)
         name, arguments = split_arguments(description["model"])
         dtype = jnp.dtype(description["dtype"])
-    except (OSError, ValueError, KeyError) as error:
+        model = nnx.eval_shape(lambda: MODELS[name](rngs=nnx.Rngs(0), dtype=dtype, **arguments))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{directory} holds no exported model; name the work directory of a completed run."
+            f"{directory} holds no model of this version of fmbench ({type(error).__name__}: {error}); "
+            "export it again."
         ) from error
-    model = nnx.eval_shape(lambda: MODELS[name](rngs=nnx.Rngs(0), dtype=dtype, **arguments))
     graphdef, params, model_state = split_model(model)
     device = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -139,6 +140,9 @@ def finalize(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDic
     path, _, arg = spec.partition(":")
     config.unlock()
     config.config_file = _relative_to_repository(path)
+    published = REPOSITORY / "configs" / Path(path).name
+    if published.exists() and not published.samefile(path):
+        raise UserError(f"config file '{path}' has the name of configs/{published.name}; give yours another one.")
     own = flatten(load_file(spec).to_dict())
     overrides = [
         f"{key}={value}"
@@ -178,7 +182,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 def _check_config_flags(argv: Sequence[str]) -> None:
     """Says of --config and --config.<key> what ml_collections would only say in a traceback."""
     spec = None
-    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for argument, following in itertools.zip_longest(argv[1:], argv[2:], fillvalue=""):
         flag, has_value, value = argument.lstrip("-").partition("=")
         if flag == "config" and argument.startswith("-"):
             spec = value if has_value else following

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
 import optax
+from absl import app, flags, logging
 from flax import nnx
 
 from fmbench import config, datasets, parallel, results, steps, train

@@ -4,6 +4,8 @@ import importlib.util
 import json
 from pathlib import Path
 
+from fmbench.results import atomic_file
+
 
 class MetricWriter:
     """Appends measurements to <workdir>/metrics.jsonl.
@@ -22,7 +24,8 @@ class MetricWriter:
                 # A line cut short by a crash has no end.
                 if line.endswith("\n") and json.loads(line)["step"] <= first_step:
                     kept.append(line)
-        path.write_text("".join(kept))
+        with atomic_file(path) as file:
+            file.write("".join(kept).encode())
         self._file = path.open("a", buffering=1)
         self._tensorboard = None
         if importlib.util.find_spec("tensorboardX"):

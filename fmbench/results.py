@@ -73,7 +73,7 @@ class Epoch(_Strict):
 class RunRecord(_Strict):
     """A run's record; keys are the field's terms, seconds are wall seconds, fractions lie in [0, 1]."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1]
     status: Status
     created: str  # UTC, ISO 8601
     entry: str
@@ -214,6 +214,17 @@ def peak_memory_bytes() -> int:
 def predictions_sha256(predictions: np.ndarray) -> str:
     """The hash that ties a record to its predictions, (n,) uint8."""
     return hashlib.sha256(predictions.astype(np.uint8).tobytes()).hexdigest()
+
+
+def check_writable(results_dir: Path) -> None:
+    """Looks before a run whether its record will find a place.
+
+    Raises:
+        UserError: If the directory is a file, or cannot be made or written to.
+    """
+    nearest = next(path for path in (results_dir / "runs", *(results_dir / "runs").parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"--results_dir={results_dir} cannot be written to ({nearest}); name another one.")
 
 
 def write(record: RunRecord, predictions: np.ndarray | None, stem: Path) -> None:

@@ -20,7 +20,6 @@ from fmbench.progress import Progress
 from fmbench.steps import Evaluation, Program, TrainState
 from fmbench.timing import Stopwatch
 
-TARGETS = (90, 92, 94)  # percent; for time_to_target
 CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late a signal is answered
 
 
@@ -41,6 +40,7 @@ def train_and_evaluate(
     Raises:
         UserError: If something that was given cannot be used.
     """
+    results.check_writable(results_dir)
     with (
         workdir.claim(directory, config_lib.to_json(config), force=force),
         stop_on_signals() as stop,
@@ -121,6 +121,9 @@ def _run(
                 with stopwatch("eval") as lap:
                     evaluation = steps.evaluate(eval_program, state, data.eval_batches[data.watched])
                 eval_speeds.append(evaluation.num_examples / lap.seconds)
+                if not math.isfinite(evaluation.loss):
+                    status = "diverged"
+                    break
             epoch = _describe_epoch(data, step, float(schedule(step - 1)), sums, evaluation)
             writer.write(**epoch)
             display.line(_epoch_line(epoch, config.num_epochs))
@@ -148,6 +151,9 @@ def _run(
             with stopwatch("eval") as lap:
                 evaluations[split] = steps.evaluate(eval_program, state, batches)
             eval_speeds.append(evaluations[split].num_examples / lap.seconds)
+        if not all(math.isfinite(evaluation.loss) for evaluation in evaluations.values()):
+            status, evaluations = "diverged", {}
+    if status == "completed":
         with stopwatch("checkpoint"):
             description = {
                 "entry": config.entry,
@@ -166,6 +172,7 @@ def _run(
     last = history[-1] if history else None
     test, validation = evaluations.get("test"), evaluations.get("validation")
     record = results.RunRecord(
+        schema_version=1,
         status=status,
         created=results.now(),
         entry=config.entry,
@@ -324,9 +331,9 @@ def _time_to_target(history: list[results.Epoch], watched: str | None) -> dict[s
     seconds = list(itertools.accumulate(epoch.train_seconds for epoch in history))
     accuracies = [epoch.val_accuracy if watched == "validation" else epoch.test_accuracy for epoch in history]
     return {
-        str(target): next(
-            (s for s, a in zip(seconds, accuracies, strict=True) if a is not None and a >= target / 100),
+        target: next(
+            (s for s, a in zip(seconds, accuracies, strict=True) if a is not None and a >= int(target) / 100),
             None,
         )
-        for target in TARGETS
+        for target in results.TARGETS
     }

@@ -64,7 +64,8 @@ def is_finished(workdir: Path) -> bool:
 
 
 def _is_free(workdir: Path) -> bool:
-    return not {path.name for path in workdir.iterdir()} - {".lock"}
+    # A process killed at its very start leaves the lock, and perhaps an unfinished config.json.
+    return all(path.name.startswith((".lock", ".config.json.")) for path in workdir.iterdir())
 
 
 def _is_config(path: Path) -> bool:

@@ -80,6 +80,7 @@ def make_record(
     resolved = config_lib.to_json(config_lib.base_config()) | names | (config or {})
     return RunRecord(
         **{
+            "schema_version": 1,
             "status": "completed",
             "created": "2026-01-01T00:00:00+00:00",
             "config": resolved,

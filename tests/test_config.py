@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 
 import pytest
@@ -102,9 +103,22 @@ def test_a_finished_config_takes_no_new_fields(parse):
 
 @pytest.mark.parametrize("path", sorted((config_lib.REPOSITORY / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_is_usable_and_says_how_to_run_it(path):
-    config = config_lib.finalize(config_lib.load_file(str(path)), str(path))
-    assert config.entry == path.stem
-    assert f"python -m fmbench.main --config=configs/{path.name}" in path.read_text()
+    (command,) = re.findall(rf"python -m fmbench.main --config=(configs/{path.name}\S*)", path.read_text())
+    spec = str(config_lib.REPOSITORY / command)
+    config = config_lib.finalize(config_lib.load_file(spec), spec)
+    assert config.entry == path.stem + command.partition(".py")[2].replace(":", "-")
+
+
+def test_a_config_elsewhere_does_not_pass_for_one_of_ours(tmp_path):
+    copy = tmp_path / "mlp.py"
+    copy.write_text((config_lib.REPOSITORY / "configs" / "mlp.py").read_text())
+    with pytest.raises(UserError, match=r"has the name of configs/mlp\.py"):
+        config_lib.finalize(config_lib.load_file(str(copy)), str(copy))
+
+
+def test_a_resnet_without_a_depth_is_refused():
+    with pytest.raises(UserError, match=r"configs/resnet\.py:20"):
+        config_lib.load_file(str(config_lib.REPOSITORY / "configs" / "resnet.py"))
 
 
 # What cannot be used.

@@ -78,6 +78,7 @@ def test_eight_devices(run_main, tmp_path, mode):
         (("--config=configs/mlp.py", "--config.seed=x"), "--config.seed=x"),
         (("--config=configs/nothing.py",), "no config file 'configs/nothing.py'; configs has cnn1.py"),
         ((), "--config is missing"),
+        ((*QUICK, "--results_dir=pyproject.toml"), "--results_dir=pyproject.toml cannot be written to"),
         ((*QUICK, "--config.batch_size=481"), "config.batch_size is 481, but the train set has only 480"),
         ((*QUICK, "--config.model.name=lenet"), "config.model.name is 'lenet'; it must be one of mlp"),
         ((*QUICK, "--config.data.dir=/nowhere"), "/nowhere"),
@@ -85,7 +86,7 @@ def test_eight_devices(run_main, tmp_path, mode):
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_mistakes_end_in_one_line_and_exit_code_2(run_main, tmp_path, flags, message):
-    done = run_main(*flags, *places(tmp_path))
+    done = run_main(*places(tmp_path), *flags)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -101,3 +102,22 @@ def test_help_and_summary(run_main):
     summary = run_main("--config=configs/cnn3.py", "--summary")
     assert summary.returncode == 0
     assert "241,546" in summary.stdout
+
+
+@pytest.mark.parametrize("split", ["all", "default"])
+def test_a_loss_that_is_infinite_only_in_evaluation_diverges_too(run_main, tmp_path, split):
+    # One step is finite, its update is not.
+    done = run_main(
+        *QUICK,
+        "--config.batch_size=400",
+        "--config.num_epochs=1",
+        "--config.optimizer.name=sgd",
+        "--config.optimizer.learning_rate=1e30",
+        f"--config.data.split={split}",
+        "--config.watch=validation",
+        *places(tmp_path),
+    )
+    assert done.returncode == 3, done.stderr
+    (path,) = (tmp_path / "results" / "runs").glob("*.json")
+    assert results.read(path).status == "diverged"
+    assert not (tmp_path / "work" / "model").exists()
