@@ -69,6 +69,22 @@ class TestDropout:
         assert len(np.unique(y, axis=0)) == len(y)
         assert not np.array_equal(y, self.drop(key=1))
 
+    def test_masks_are_independent_between_units_examples_and_steps(self):
+        x = jnp.ones((500, 400))
+        masks = [np.asarray(self.drop(rate=0.5, key=key, x=x)) != 0 for key in (0, 1)]
+        first, second = [(mask - 0.5) * 2 for mask in masks]
+        # Of independent fair coins, a mean of products is normal with this deviation.
+        deviation = 1 / np.sqrt(first.size)
+        assert abs((first * second).mean()) < 4 * deviation  # steps
+        for axis, shift in [(0, 1), (0, 7), (1, 1), (1, 2), (1, 20)]:  # examples and units
+            assert abs((first * np.roll(first, shift, axis)).mean()) < 4 * deviation
+        # Each unit and each example is dropped as often as chance has it: chi-squared with its 5-sigma bound.
+        for axis in (0, 1):
+            counts = masks[0].sum(axis)
+            n = masks[0].shape[axis]
+            chi2 = ((counts - n / 2) ** 2 / (n / 4)).sum()
+            assert abs(chi2 - len(counts)) < 5 * np.sqrt(2 * len(counts))
+
     def test_does_not_depend_on_how_the_batch_is_split(self):
         parts = jax.pmap(lambda x: self.drop(axis_name=parallel.AXIS, x=x), axis_name=parallel.AXIS)(
             self.x.reshape(8, 8, 50)
