@@ -3,7 +3,8 @@
     python -m fmbench.main --config=configs/mlp.py
 
 Adam 1e-3, inputs in [-1, 1], all 60,000 train images, 100 epochs, the test set read at the end: 89-90 %
-published.
+published. The batch size is not. Of 128, 500 and 1,000, chosen on the default validation split with one seed: mean
+validation accuracy of the last twelve epochs 88.9 (epochs 70-81), 89.6 and 89.9 %.
 """
 
 from ml_collections import config_dict
@@ -15,7 +16,7 @@ def get_config() -> config_dict.ConfigDict:
     config = base_config()
     config.model.name = "mlp"
     config.num_epochs = 100
-    config.batch_size = 500
+    config.batch_size = 1000
     config.watch = "none"
     config.data.split = "all"
     config.data.normalization = "symmetric"
