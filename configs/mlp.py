@@ -3,8 +3,10 @@
     python -m fmbench.main --config=configs/mlp.py
 
 Adam 1e-3, inputs in [-1, 1], all 60,000 train images, 100 epochs, the test set read at the end: 89-90 %
-published. The batch size is not. Of 128, 500 and 1,000, chosen on the default validation split with one seed: mean
-validation accuracy of the last twelve epochs 88.9 (epochs 70-81), 89.6 and 89.9 %.
+published. fmbench: 88.97 ± 0.15 % (3 seeds), some 75 s of training each on two cores.
+
+The batch size is not published. Of 128, 500 and 1,000, with one seed each, the default validation split chose
+1,000: mean accuracy of the last twelve epochs 89.9 %, against 89.6 with 500, and 88.9 in epochs 70 to 81 with 128.
 """
 
 from ml_collections import config_dict
