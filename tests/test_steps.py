@@ -154,6 +154,14 @@ def test_the_training_step_is_adam_on_the_mean_loss(make_config):
         assert np.mean(np.abs(got - expected) > 1e-5) < 0.01
 
 
+def test_dropout_drops_other_units_in_every_step(make_config):
+    # The same images and, at a learning rate of zero, the same parameters: the masks are all that can differ.
+    config = make_config("configs/mlp.py", batch_size=480, optimizer__learning_rate=0.0)
+    first, second = train(config, num_devices=1, num_calls=2)
+    assert first[1] != second[1]
+    assert first[2].loss == second[2].loss
+
+
 def test_every_step_sees_its_own_batch_and_an_epoch_sees_each_image_once(make_config):
     config = make_config("configs/mlp.py", batch_size=50)
     data = input_pipeline.load(config, parallel.make_mesh(jax.devices()[:1]))
