@@ -14,13 +14,12 @@ Stopped by Ctrl-C or SIGTERM, a run saves a checkpoint; the same command goes on
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags, logging
 from flax import nnx
 
-from fmbench import config, datasets, parallel, results, steps, train
+from fmbench import config, parallel, results, runtime, steps, train
 from fmbench.errors import UserError
 
 WORKDIR = flags.DEFINE_string(
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
     if SUMMARY.value:
         print_summary(run_config)
         return 0
-    use_compile_cache()
+    runtime.set_up()
     name = results.record_name(run_config.entry, results.environment(), run_config.dtype, run_config.seed)
     record = train.train_and_evaluate(
         run_config,
@@ -55,12 +54,6 @@ def print_summary(run_config) -> None:
     graphdef, state = steps.init_state(run_config, optax.identity(), parallel.make_mesh())
     model = nnx.merge(graphdef, state.params, state.model_state)
     print(nnx.tabulate(model, jnp.zeros((1, 28, 28, 1))))
-
-
-def use_compile_cache() -> None:
-    """Keeps compiled programs for the next process."""
-    jax.config.update("jax_compilation_cache_dir", str(datasets.cache_directory() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def run() -> None:

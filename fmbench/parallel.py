@@ -119,9 +119,11 @@ def compile_step(
     def whole_step(start: jax.Array, *arguments: Any) -> Any:
         return step(make_shard(jnp.asarray(start)), *arguments)
 
-    lowered = transform(whole_step, donate_argnums=(1,) if donate_first else ()).lower(starts, *arguments)
+    mapped = transform(whole_step, donate_argnums=(1,) if donate_first else ())
     hits = len(_cache_hits)
-    compiled = lowered.compile()
-    costs = lowered.cost_analysis() or {}
+    compiled = mapped.lower(starts, *arguments).compile()
+    # XLA does not count in custom calls, which the program may have on CPUs, and never has on TPUs.
+    for_tpu = jax.jit(mapped).trace(starts, *arguments).lower(lowering_platforms=("tpu",))
+    costs = for_tpu.cost_analysis() or {}
     flops = costs.get("flops", 0.0) * batch_size / size
     return Program(functools.partial(compiled, starts), flops, cached=len(_cache_hits) > hits)

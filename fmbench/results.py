@@ -9,7 +9,6 @@ import platform
 import re
 import resource
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fmbench import layers, onednn
 from fmbench.config import REPOSITORY
 from fmbench.errors import UserError
 
@@ -110,6 +110,8 @@ class RunRecord(_Strict):
     test_per_class_accuracy: list[Fraction] | None
     predictions_sha256: str | None  # of the bytes of the predicted classes, uint8, in idx order
 
+    # From the start of the process, the last one if there were several, to the end of its first step.
+    first_step_seconds: Seconds | None = None
     setup_seconds: Seconds  # data, model, restore
     compile_seconds: Seconds
     compile_cached: bool  # programs came from the persistent cache
@@ -171,15 +173,9 @@ def record_name(entry: str, environment: Environment, dtype: str, seed: int) -> 
 def environment() -> Environment:
     """Describes this process's machine, libraries and commit."""
     device = jax.devices()[0]
-    packages = (
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "numpy",
-        "tensorflow-datasets",
-    )
+    packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets"]
+    if layers.convolves_in_onednn():
+        packages.append(onednn.PACKAGE)
     commit, dirty = _git()
     return Environment(
         device_platform=device.platform,
@@ -207,8 +203,11 @@ def peak_memory_bytes() -> int:
     statistics = [device.memory_stats() for device in jax.local_devices()]
     if statistics[0] and "peak_bytes_in_use" in statistics[0]:
         return max(device["peak_bytes_in_use"] for device in statistics)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss is inherited from the parent, which may have been larger
+        (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        return int(kilobytes) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def predictions_sha256(predictions: np.ndarray) -> str:

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+import psutil
+
 
 @dataclasses.dataclass
 class Lap:
@@ -25,6 +27,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
         self.core_seconds: Counter[str] = Counter()
+        self.first_step: float | None = None  # seconds from the start of this process to its first step's end
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[Lap]:
@@ -42,3 +45,8 @@ class Stopwatch:
         """Adds what an earlier process measured."""
         self.seconds.update(seconds)
         self.core_seconds.update(core_seconds)
+
+
+def seconds_since_process_start() -> float:
+    """Wall seconds since the operating system started this process: imports and all."""
+    return time.time() - psutil.Process().create_time()

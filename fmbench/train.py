@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from fmbench import checkpoint, datasets, input_pipeline, parallel, results, steps, workdir
+from fmbench import checkpoint, datasets, input_pipeline, layers, parallel, results, steps, workdir
 from fmbench import config as config_lib
 from fmbench.interrupt import StopRequest, stop_on_signals
 from fmbench.metric_writer import MetricWriter
 from fmbench.optimizer import make_optimizer
 from fmbench.progress import Progress
 from fmbench.steps import Evaluation, Program, TrainState
-from fmbench.timing import Stopwatch
+from fmbench.timing import Stopwatch, seconds_since_process_start
 
 CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late a signal is answered
 
@@ -93,7 +93,8 @@ def _run(
     display.line(
         f"{config.entry} seed {config.seed}: {steps.count(state.params):,} trainable parameters, "
         f"{data.num_train:,} train images, {config.num_epochs} epochs of {data.steps_per_epoch} steps, "
-        f"{config.dtype} on {mesh.size} x {jax.devices()[0].device_kind}"
+        f"{config.dtype} on {mesh.size} x {jax.devices()[0].device_kind}, "
+        f"convolutions in {'oneDNN' if layers.convolves_in_onednn() else 'XLA'}"
     )
     if restored:
         display.line(f"resumed from {directory} after step {step} of {num_steps}")
@@ -104,7 +105,7 @@ def _run(
     while step < num_steps and not _stopped_early(config, progress["history"]):
         sums = progress["epoch"]
         with stopwatch("train") as lap:
-            state, metrics = _train_epoch(train_programs, state, step, data, stop, display)
+            state, metrics = _train_epoch(train_programs, state, step, data, stop, display, stopwatch)
         step += len(metrics["loss"])
         sums["steps"] += len(metrics["loss"])
         sums["loss"] += float(metrics["loss"].sum(dtype=np.float64))
@@ -205,6 +206,7 @@ def _run(
         test_top5_accuracy=test.top5_accuracy if test else None,
         test_per_class_accuracy=test.per_class_accuracy if test else None,
         predictions_sha256=results.predictions_sha256(test.predictions) if test else None,
+        first_step_seconds=stopwatch.first_step,
         setup_seconds=stopwatch.seconds["setup"],
         compile_seconds=stopwatch.seconds["compile"],
         compile_cached=all(program.cached for program in [*train_programs.values(), eval_program]),
@@ -243,6 +245,7 @@ def _train_epoch(
     data: input_pipeline.Data,
     stop: StopRequest,
     display: Progress,
+    stopwatch: Stopwatch,
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
     """Trains from `step` to the end of its epoch, or until it is told to stop.
 
@@ -258,6 +261,9 @@ def _train_epoch(
         state, metrics = programs[length].run(state, data.train_rows, order, data.seed)
         outputs.append(metrics)
         done += length
+        if stopwatch.first_step is None:
+            metrics["loss"].block_until_ready()
+            stopwatch.first_step = seconds_since_process_start()
         if len(outputs) > CALLS_IN_FLIGHT:
             finished = outputs[-1 - CALLS_IN_FLIGHT]
             finished["loss"].block_until_ready()

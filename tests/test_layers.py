@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from fmbench import parallel
-from fmbench.layers import Dropout, max_pool
+from fmbench.layers import BatchNorm, Dropout, max_pool
+from fmbench.models import split_model
 
 
 def stock_max_pool(x, size):
@@ -94,3 +95,95 @@ class TestDropout:
     def test_needs_a_key_in_training(self):
         with pytest.raises(ValueError, match="rngs"):
             Dropout(0.5)(self.x, train=True, rngs=None)
+
+
+def normalize(layer_class, shape, dtype=jnp.float32, *, relu=False, epsilon=1e-3):
+    """Value, running statistics, and gradients with respect to the parameters and to x."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 * rng.standard_normal(shape) + rng.standard_normal(shape[-1]), dtype)
+    layer = layer_class(shape[-1], momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=nnx.Rngs(0))
+    layer.scale[...] = jnp.asarray(rng.standard_normal(shape[-1]), jnp.float32)
+    layer.bias[...] = jnp.asarray(rng.standard_normal(shape[-1]), jnp.float32)
+    graphdef, *states = nnx.split(layer, nnx.Param, ...)
+    params, statistics = states
+
+    def value(params, x):
+        model = nnx.merge(graphdef, params, statistics, copy=True)
+        if layer_class is BatchNorm:
+            y = model(x, train=True, relu=relu)
+        else:
+            y = model(x, use_running_average=False)
+            y = nnx.relu(y) if relu else y
+        return y, split_model(model)[2]
+
+    y, pull, statistics = jax.vjp(value, params, x, has_aux=True)
+    cotangent = jnp.asarray(rng.standard_normal(y.shape), y.dtype)
+    params_grad, x_grad = pull(cotangent)
+    return y, statistics, params_grad, x_grad
+
+
+def assert_trees_close(actual, expected, tolerance):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.abs(e).max())
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 9, 3), (1, 2, 2, 256), (256, 4, 4, 1), (33, 17)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_equals_stock_flax(shape, relu):
+    actual = normalize(BatchNorm, shape, relu=relu)
+    assert_trees_close(actual, normalize(nnx.BatchNorm, shape, relu=relu), 1e-5)
+
+
+def test_batch_norm_in_bfloat16():
+    shape = (64, 6, 6, 8)
+    y, statistics, *gradients = normalize(BatchNorm, shape, jnp.bfloat16)
+    expected_y, expected_statistics, *expected_gradients = normalize(nnx.BatchNorm, shape)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), expected_y, atol=0.05)
+    assert_trees_close(statistics, expected_statistics, 0.01)
+    x_grad = [gradient.astype(jnp.float32) for gradient in jax.tree.leaves(gradients)]
+    assert_trees_close(x_grad, expected_gradients, 0.03)
+
+
+def test_batch_norm_uses_the_running_statistics_outside_training():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3, 3, 2)), jnp.float32)
+    layer = BatchNorm(2, epsilon=1e-3, rngs=nnx.Rngs(0))
+    layer.mean[...] = jnp.array([1.0, -1.0])
+    layer.var[...] = jnp.array([4.0, 0.25])
+    expected = (x - layer.mean[...]) / np.sqrt(layer.var[...] + 1e-3)
+    np.testing.assert_allclose(layer(x, train=False), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer(x, train=False, relu=True), np.maximum(expected, 0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_over_a_mapped_axis_is_that_of_the_whole_batch(relu):
+    """Each device sees an eighth; statistics and, summed, gradients are those of one device that sees all."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((16, 3, 3, 4)), jnp.float32)
+    cotangent = jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+
+    def run(axis_name, x, cotangent):
+        layer = BatchNorm(4, axis_name=axis_name, rngs=nnx.Rngs(0))
+        graphdef, *states = nnx.split(layer, nnx.Param, ...)
+        params, statistics = states
+
+        def value(params, x):
+            model = nnx.merge(graphdef, params, statistics, copy=True)
+            y = model(x, train=True, relu=relu)
+            return y, split_model(model)[2]
+
+        y, pull, statistics = jax.vjp(value, params, x, has_aux=True)
+        params_grad, x_grad = pull(cotangent)
+        return y, x_grad, statistics, nnx.to_pure_dict(params_grad)
+
+    def split(array):
+        return array.reshape(8, 2, *array.shape[1:])
+
+    y, x_grad, statistics, params_grad = run(None, x, cotangent)
+    parts = jax.pmap(lambda x, g: run(parallel.AXIS, x, g), axis_name=parallel.AXIS)(split(x), split(cotangent))
+    assert_trees_close(parts[0], split(y), 1e-5)
+    assert_trees_close(parts[1], split(x_grad), 1e-5)
+    assert_trees_close(jax.tree.map(lambda s: s[0], parts[2]), statistics, 1e-5)
+    assert_trees_close(jax.tree.map(lambda s: s.sum(0), parts[3]), params_grad, 1e-5)

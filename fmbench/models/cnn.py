@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from fmbench.layers import Dropout, flatten, max_pool
+from fmbench.layers import BatchNorm, Conv, Dropout, flatten, max_pool
 
 
 class CNN1(nnx.Module):
@@ -25,7 +25,7 @@ class CNN1(nnx.Module):
 
     def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
-        x = max_pool(nnx.relu(self.conv1(images)), 2)
+        x = nnx.relu(max_pool(self.conv1(images), 2))
         x = flatten(self.dropout1(x, train=train, rngs=rngs))
         x = nnx.relu(self.dense1(x))
         return self.head(x)
@@ -48,11 +48,11 @@ class CNN3(nnx.Module):
 
     def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
-        x = max_pool(nnx.relu(self.conv1(images)), 2)
+        x = nnx.relu(max_pool(self.conv1(images), 2))
         x = self.dropout1(x, train=train, rngs=rngs)
-        x = max_pool(nnx.relu(self.conv2(x)), 2)
+        x = nnx.relu(max_pool(self.conv2(x), 2))
         x = self.dropout2(x, train=train, rngs=rngs)
-        x = nnx.relu(self.conv3(x))
+        x = self.conv3(x, relu=True)
         x = flatten(self.dropout3(x, train=train, rngs=rngs))
         x = nnx.relu(self.dense1(x))
         x = self.dropout4(x, train=train, rngs=rngs)
@@ -69,10 +69,8 @@ class CNN4(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, axis_name: str | None = None):
         conv, dense = _glorot_layers(dtype, rngs)
 
-        def batch_norm(features: int) -> nnx.BatchNorm:
-            return nnx.BatchNorm(
-                features, momentum=0.99, epsilon=1e-3, dtype=dtype, axis_name=axis_name, rngs=rngs
-            )
+        def batch_norm(features: int) -> BatchNorm:
+            return BatchNorm(features, momentum=0.99, epsilon=1e-3, dtype=dtype, axis_name=axis_name, rngs=rngs)
 
         self.conv1 = conv(1, 32)
         self.norm1 = batch_norm(32)
@@ -95,17 +93,16 @@ class CNN4(nnx.Module):
 
     def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
-        running = not train
-        x = self.norm1(nnx.relu(self.conv1(images)), use_running_average=running)
-        x = self.norm2(nnx.relu(self.conv2(x)), use_running_average=running)
+        x = self.norm1(self.conv1(images, relu=True), train=train)
+        x = self.norm2(self.conv2(x, relu=True), train=train)
         x = self.dropout2(max_pool(x, 2), train=train, rngs=rngs)
-        x = self.norm3(nnx.relu(self.conv3(x)), use_running_average=running)
+        x = self.norm3(self.conv3(x, relu=True), train=train)
         x = self.dropout3(x, train=train, rngs=rngs)
-        x = self.norm4(nnx.relu(self.conv4(x)), use_running_average=running)
+        x = self.norm4(self.conv4(x, relu=True), train=train)
         x = flatten(self.dropout4(max_pool(x, 2), train=train, rngs=rngs))
-        x = self.norm5(nnx.relu(self.dense1(x)), use_running_average=running)
+        x = self.norm5(nnx.relu(self.dense1(x)), train=train)
         x = self.dropout5(x, train=train, rngs=rngs)
-        x = self.norm6(nnx.relu(self.dense2(x)), use_running_average=running)
+        x = self.norm6(nnx.relu(self.dense2(x)), train=train)
         x = self.dropout6(x, train=train, rngs=rngs)
         return self.head(x)
 
@@ -113,8 +110,6 @@ class CNN4(nnx.Module):
 def _glorot_layers(dtype: DTypeLike, rngs: nnx.Rngs):
     """3x3 valid convolution and dense layer as Keras initialises them."""
     glorot = nnx.initializers.glorot_uniform()
-    conv = functools.partial(
-        nnx.Conv, kernel_size=(3, 3), padding="VALID", kernel_init=glorot, dtype=dtype, rngs=rngs
-    )
+    conv = functools.partial(Conv, kernel_size=(3, 3), padding="VALID", kernel_init=glorot, dtype=dtype, rngs=rngs)
     dense = functools.partial(nnx.Linear, kernel_init=glorot, dtype=dtype, rngs=rngs)
     return conv, dense

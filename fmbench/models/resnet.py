@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from fmbench.layers import BatchNorm, Conv
+
 
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut without parameters."""
@@ -21,8 +23,8 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(batch, height, width, inputs) -> (batch, height / strides, width / strides, outputs)."""
-        y = nnx.relu(self.norm1(self.conv1(x), use_running_average=not train))
-        y = self.norm2(self.conv2(y), use_running_average=not train)
+        y = self.norm1(self.conv1(x), train=train, relu=True)
+        y = self.norm2(self.conv2(y), train=train)
         # Option A of the paper: subsample, and fill the new channels with zeros.
         shortcut = x[:, :: self.strides, :: self.strides, :]
         shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, self.extra_channels)))
@@ -53,7 +55,7 @@ class ResNet(nnx.Module):
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, 110), got {depth}")
         he = nnx.initializers.he_normal()
         conv = functools.partial(
-            nnx.Conv,
+            Conv,
             kernel_size=(3, 3),
             padding="SAME",
             use_bias=False,
@@ -62,7 +64,7 @@ class ResNet(nnx.Module):
             rngs=rngs,
         )
         batch_norm = functools.partial(
-            nnx.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name, rngs=rngs
+            BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name, rngs=rngs
         )
         self.stem = conv(1, 16)
         self.stem_norm = batch_norm(16)
@@ -79,7 +81,7 @@ class ResNet(nnx.Module):
     def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
         del rngs  # nothing here is random
-        x = nnx.relu(self.stem_norm(self.stem(images), use_running_average=not train))
+        x = self.stem_norm(self.stem(images), train=train, relu=True)
         for block in self.blocks:
             x = block(x, train=train)
         return self.head(x.mean(axis=(1, 2)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from fmbench.layers import Dropout, flatten, max_pool
+from fmbench.layers import Conv, Dropout, flatten, max_pool
 
 
 class VGGLike(nnx.Module):
@@ -20,8 +20,8 @@ class VGGLike(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, axis_name: str | None = None):
         glorot = nnx.initializers.glorot_uniform()
 
-        def conv(inputs: int, outputs: int, padding: str) -> nnx.Conv:
-            return nnx.Conv(
+        def conv(inputs: int, outputs: int, padding: str) -> Conv:
+            return Conv(
                 inputs,
                 outputs,
                 (3, 3),
@@ -47,13 +47,11 @@ class VGGLike(nnx.Module):
 
     def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
-        x = nnx.relu(self.conv1(images))
-        x = nnx.relu(self.conv2(x))
-        x = max_pool(x, 2)
+        x = self.conv1(images, relu=True)
+        x = nnx.relu(max_pool(self.conv2(x), 2))
         x = self.dropout2(x, train=train, rngs=rngs)
-        x = nnx.relu(self.conv3(x))
-        x = nnx.relu(self.conv4(x))
-        x = max_pool(x, 3)
+        x = self.conv3(x, relu=True)
+        x = nnx.relu(max_pool(self.conv4(x), 3))
         x = flatten(self.dropout4(x, train=train, rngs=rngs))
         x = nnx.leaky_relu(self.dense1(x), 0.3)
         x = self.dropout5(x, train=train, rngs=rngs)
