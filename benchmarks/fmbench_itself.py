@@ -1,0 +1,181 @@
+"""fmbench's own training step, for `python -m fmbench.benchmark`.
+
+The worker of protocol.py; and, for the weights that all systems start from,
+
+    python benchmarks/fmbench_itself.py weights configs/vgg_like.py OUT.npz
+
+which writes the initial values of seed 0 by dotted path, with batch-norm statistics.
+"""
+
+import protocol
+
+if __name__ == "__main__":
+    ANSWERS = protocol.claim_stdout()
+
+import dataclasses
+import sys
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import config_dict
+
+import fmbench
+from fmbench import config as config_lib
+from fmbench import input_pipeline, parallel, runtime, steps
+from fmbench.optimizer import make_optimizer
+
+INFER_BATCHES = 10
+
+
+class FmbenchItself:
+    """What `fmbench.train` runs, on the job's data."""
+
+    def __init__(self, job: protocol.Job):
+        job.check_variant("float32", "bfloat16")
+        self.config = make_config(job)
+        self.mesh = parallel.make_mesh()
+        parallel.check_batch_size("batch_size", self.config.batch_size, self.mesh)
+        parallel.check_batch_size("eval_batch_size", self.config.eval_batch_size, self.mesh)
+        self.data = make_data(job, self.config, self.mesh)
+        self.tx, _ = make_optimizer(self.config, self.data.steps_per_epoch)
+        self.graphdef, state = steps.init_state(self.config, self.tx, self.mesh)
+        weights = job.load_weights()
+        if weights is not None:
+            params, model_state = from_canonical((state.params, state.model_state), weights)
+            state = dataclasses.replace(
+                state,
+                params=parallel.replicate(params, self.mesh),
+                model_state=parallel.replicate(model_state, self.mesh),
+            )
+        self.state = state
+        self.steps_done = 0
+        self.batches_seen = 0
+        self.name = f"fmbench {fmbench.__version__}, JAX {jax.__version__}"
+        self.versions = {module.__name__: module.__version__ for module in (jax, jaxlib, flax, optax)}
+        self.num_trainable_params = steps.count(state.params)
+        self.num_params = self.num_trainable_params + steps.count(state.model_state)
+
+    def logits(self, count: int) -> np.ndarray:
+        @jax.jit
+        def forward(params: Any, model_state: Any, images: jax.Array) -> jax.Array:
+            model = nnx.merge(self.graphdef, params, model_state)
+            return model(input_pipeline.normalize(images, self.config.data.normalization)).astype(jnp.float32)
+
+        images = self.data.train_rows["image"][:count]
+        return np.asarray(forward(self.state.params, self.state.model_state, images))
+
+    def compile(self) -> float:
+        steps_per_call = steps.choose_steps_per_call(self.config, self.data.steps_per_epoch)
+        self.train_programs, self.eval_program = steps.compile_programs(
+            self.config, self.mesh, self.data, self.graphdef, self.tx, self.state, steps_per_call
+        )
+        return self.train_programs[steps_per_call].flops / self.config.batch_size
+
+    def train_step(self) -> tuple[int, Any]:
+        epoch, done = divmod(self.steps_done, self.data.steps_per_epoch)
+        if done == 0:
+            self.order = self.data.epoch_order(epoch)
+        longest = max(self.train_programs)
+        length = longest if done + longest <= self.data.steps_per_epoch else 1
+        self.state, metrics = self.train_programs[length].run(
+            self.state, self.data.train_rows, self.order, self.data.seed
+        )
+        self.steps_done += length
+        return length * self.config.batch_size, metrics
+
+    def infer_step(self) -> tuple[int, Any]:
+        batches = self.data.eval_batches["test"]
+        batch = batches[self.batches_seen % len(batches)]
+        self.batches_seen += 1
+        return self.config.eval_batch_size, self.eval_program.run(self.state.params, self.state.model_state, batch)
+
+    def wait(self, started: Any) -> None:
+        jax.block_until_ready(started)
+
+
+def make_config(job: protocol.Job) -> config_dict.ConfigDict:
+    """The config of the job's entry, with what the job says otherwise."""
+    config = config_lib.load_file(job.config)
+    with config.unlocked():
+        config.model.update({"name": job.model, **job.arguments})
+        config.optimizer.update(job.optimizer)
+        config.dtype = job.dtype
+        config.batch_size = job.batch_size
+        config.eval_batch_size = job.infer_batch_size
+        config.data.normalization = job.normalization
+        config.data.split = "all"
+    return config_lib.finalize(config, job.config)
+
+
+def make_data(job: protocol.Job, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> input_pipeline.Data:
+    """`input_pipeline.load`, but of the job's rows; inference goes over the first of them."""
+    images, labels = job.load_rows()
+    if config.batch_size > len(images):
+        raise ValueError(f"batch_size is {config.batch_size}, but the train set has only {len(images)} images")
+    inferred = np.arange(INFER_BATCHES * config.eval_batch_size) % len(images)
+    train_rows, train_indices, eval_batches, seed = parallel.replicate(
+        (
+            input_pipeline.device_rows(images, labels),
+            np.arange(len(images), dtype=np.int32),
+            input_pipeline.padded_batches(images[inferred], labels[inferred], config.eval_batch_size),
+            np.uint32(config.seed),
+        ),
+        mesh,
+    )
+    return input_pipeline.Data(
+        train_rows,
+        train_indices,
+        {"test": eval_batches},
+        seed,
+        num_train=len(images),
+        num_validation=0,
+        num_test=len(inferred),
+        batch_size=config.batch_size,
+        watched=None,
+        version="",
+        sha256={},
+    )
+
+
+def canonical_name(path: tuple[Any, ...]) -> str:
+    """A leaf's path in its state as 'blocks.0.conv1.kernel'."""
+    return ".".join(str(part.key) for part in path)
+
+
+def to_canonical(*states: Any) -> dict[str, Any]:
+    """Parameters and batch-norm statistics by dotted path."""
+    return {canonical_name(path[1:]): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(states)}
+
+
+def to_shapes(states: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
+    """Their shapes, in the same form."""
+    return {canonical_name(path[1:]): leaf.shape for path, leaf in jax.tree.leaves_with_path(states)}
+
+
+def from_canonical(states: tuple[Any, ...], weights: dict[str, np.ndarray]) -> tuple[Any, ...]:
+    """Trees like `states` with the values of `weights`."""
+    protocol.check_weights(weights, to_shapes(states))
+    return jax.tree.map_with_path(lambda path, _: weights[canonical_name(path[1:])], states)
+
+
+def write_weights(spec: str, out: str) -> None:
+    """Writes the initial values of seed 0."""
+    config = config_lib.finalize(config_lib.load_file(spec), spec)
+    _, state = steps.init_state(config, optax.identity(), parallel.make_mesh())
+    np.savez(out, **to_canonical(state.params, state.model_state))
+
+
+if __name__ == "__main__":
+    runtime.set_up()
+    if sys.argv[1:2] == ["weights"]:
+        if len(sys.argv) != 4:
+            sys.exit(__doc__)
+        write_weights(*sys.argv[2:])
+    else:
+        sys.exit(protocol.serve(FmbenchItself, sys.stdin, ANSWERS))

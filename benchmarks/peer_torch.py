@@ -1,0 +1,324 @@
+"""PyTorch on CPUs, for `python -m fmbench.benchmark`: the same nets as an expert of PyTorch runs them.
+
+Channels last, a thread per core, fused optimizers; eager or torch.compile (which needs a C++ compiler), float32 or
+autocast to bfloat16.
+"""
+
+import protocol
+
+if __name__ == "__main__":
+    ANSWERS = protocol.claim_stdout()
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def nhwc_flatten(x: torch.Tensor) -> torch.Tensor:
+    """In the order of the given weights, which is also the order in memory: no copy."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class MLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense1 = nn.Linear(784, 256)
+        self.dropout1 = nn.Dropout(0.4)
+        self.dense2 = nn.Linear(256, 512)
+        self.dropout2 = nn.Dropout(0.4)
+        self.dense3 = nn.Linear(512, 100)
+        self.dropout3 = nn.Dropout(0.5)
+        self.head = nn.Linear(100, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        x = self.dropout1(F.leaky_relu(self.dense1(x), 0.3))
+        x = self.dropout2(F.leaky_relu(self.dense2(x), 0.3))
+        x = self.dropout3(F.leaky_relu(self.dense3(x), 0.3))
+        return self.head(x)
+
+
+class CNN1(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3)
+        self.dropout1 = nn.Dropout(0.2)
+        self.dense1 = nn.Linear(13 * 13 * 32, 128)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = nhwc_flatten(self.dropout1(x))
+        x = F.relu(self.dense1(x))
+        return self.head(x)
+
+
+class CNN3(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3)
+        self.dropout1 = nn.Dropout(0.25)
+        self.conv2 = nn.Conv2d(32, 64, 3)
+        self.dropout2 = nn.Dropout(0.25)
+        self.conv3 = nn.Conv2d(64, 128, 3)
+        self.dropout3 = nn.Dropout(0.4)
+        self.dense1 = nn.Linear(3 * 3 * 128, 128)
+        self.dropout4 = nn.Dropout(0.3)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.dropout1(F.max_pool2d(F.relu(self.conv1(x)), 2))
+        x = self.dropout2(F.max_pool2d(F.relu(self.conv2(x)), 2))
+        x = nhwc_flatten(self.dropout3(F.relu(self.conv3(x))))
+        x = self.dropout4(F.relu(self.dense1(x)))
+        return self.head(x)
+
+
+class CNN4(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        # torch's momentum is the weight of the new value: Keras's 0.99 is 0.01 here.
+        norm = {"eps": 1e-3, "momentum": 0.01}
+        self.conv1 = nn.Conv2d(1, 32, 3)
+        self.norm1 = nn.BatchNorm2d(32, **norm)
+        self.conv2 = nn.Conv2d(32, 32, 3)
+        self.norm2 = nn.BatchNorm2d(32, **norm)
+        self.dropout2 = nn.Dropout(0.25)
+        self.conv3 = nn.Conv2d(32, 64, 3)
+        self.norm3 = nn.BatchNorm2d(64, **norm)
+        self.dropout3 = nn.Dropout(0.25)
+        self.conv4 = nn.Conv2d(64, 128, 3)
+        self.norm4 = nn.BatchNorm2d(128, **norm)
+        self.dropout4 = nn.Dropout(0.25)
+        self.dense1 = nn.Linear(4 * 4 * 128, 512)
+        self.norm5 = nn.BatchNorm1d(512, **norm)
+        self.dropout5 = nn.Dropout(0.5)
+        self.dense2 = nn.Linear(512, 128)
+        self.norm6 = nn.BatchNorm1d(128, **norm)
+        self.dropout6 = nn.Dropout(0.5)
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm1(F.relu(self.conv1(x)))
+        x = self.norm2(F.relu(self.conv2(x)))
+        x = self.dropout2(F.max_pool2d(x, 2))
+        x = self.dropout3(self.norm3(F.relu(self.conv3(x))))
+        x = self.norm4(F.relu(self.conv4(x)))
+        x = nhwc_flatten(self.dropout4(F.max_pool2d(x, 2)))
+        x = self.dropout5(self.norm5(F.relu(self.dense1(x))))
+        x = self.dropout6(self.norm6(F.relu(self.dense2(x))))
+        return self.head(x)
+
+
+class VGGLike(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.dropout2 = nn.Dropout(0.5)
+        self.conv3 = nn.Conv2d(64, 128, 3, padding=1)
+        self.conv4 = nn.Conv2d(128, 256, 3)
+        self.dropout4 = nn.Dropout(0.5)
+        self.dense1 = nn.Linear(4 * 4 * 256, 256)
+        self.dropout5 = nn.Dropout(0.5)
+        self.dense2 = nn.Linear(256, 256)
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv1(x))
+        x = self.dropout2(F.max_pool2d(F.relu(self.conv2(x)), 2))
+        x = F.relu(self.conv3(x))
+        x = self.dropout4(F.max_pool2d(F.relu(self.conv4(x)), 3))
+        x = nhwc_flatten(x)
+        x = self.dropout5(F.leaky_relu(self.dense1(x), 0.3))
+        x = F.leaky_relu(self.dense2(x), 0.3)
+        return self.head(x)
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, strides: int):
+        super().__init__()
+        self.strides = strides
+        self.extra_channels = outputs - inputs
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=strides, padding=1 if strides == 1 else 0, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)  # eps 1e-5 and momentum 0.1 are its defaults
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Strided over an even size, XLA's and TensorFlow's 'SAME' pads below and to the right only.
+        padded = x if self.strides == 1 else F.pad(x, (0, 1, 0, 1))
+        y = F.relu(self.norm1(self.conv1(padded)))
+        y = self.norm2(self.conv2(y))
+        if self.strides > 1:
+            x = F.pad(x[:, :, :: self.strides, :: self.strides], (0, 0, 0, 0, 0, self.extra_channels))
+        return F.relu(y + x)
+
+
+class ResNet(nn.Module):
+    def __init__(self, depth: int = 20):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(16)
+        blocks = []
+        inputs = 16
+        for outputs in (16, 32, 64):
+            for _ in range((depth - 2) // 6):
+                blocks.append(BasicBlock(inputs, outputs, 1 if inputs == outputs else 2))
+                inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.blocks(F.relu(self.stem_norm(self.stem(x))))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+MODELS: dict[str, type[nn.Module]] = {
+    "mlp": MLP,
+    "cnn1": CNN1,
+    "cnn3": CNN3,
+    "cnn4": CNN4,
+    "vgg_like": VGGLike,
+    "resnet": ResNet,
+}
+
+
+class PyTorch:
+    """A net with its optimizer and its data."""
+
+    def __init__(self, job: protocol.Job):
+        job.check_variant("eager-float32", "eager-bfloat16", "compile-float32", "compile-bfloat16")
+        torch.set_num_threads(protocol.num_cores())
+        torch.manual_seed(protocol.SEED)
+        self.job = job
+        images, labels = job.load_rows()
+        self.images = torch.from_numpy(images)
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.train_batches = protocol.shuffled_batches(len(images), job.batch_size)
+        self.infer_batches = protocol.consecutive_batches(len(images), job.infer_batch_size)
+
+        self.model = MODELS[job.model](**job.arguments)
+        weights = job.load_weights()
+        if weights is not None:
+            set_weights(self.model, weights)
+        self.model.to(memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(self.model, job.optimizer)
+        self.loss = self.model_loss
+        self.classes = self.model_classes
+
+        mode, dtype = job.variant.split("-")
+        autocast = ", autocast" if dtype == "bfloat16" else ""
+        self.name = f"PyTorch {torch.__version__} {mode}, channels_last{autocast}"
+        self.versions = {"torch": torch.__version__}
+        self.num_params = sum(array.numel() for array in canonical(self.model).values())
+        self.num_trainable_params = sum(parameter.numel() for parameter in self.model.parameters())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scale, shift = protocol.normalization_constants(self.job.normalization)
+        x = images.view(-1, 1, 28, 28).float().mul_(scale).add_(shift)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.job.dtype == "bfloat16"):
+            logits = self.model(x)
+        return logits.float()
+
+    def model_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.forward(images), labels)
+
+    def model_classes(self, images: torch.Tensor) -> torch.Tensor:
+        return self.forward(images).argmax(dim=-1)
+
+    def logits(self, count: int) -> np.ndarray:
+        self.model.eval()
+        with torch.inference_mode():
+            return self.forward(self.images[:count]).numpy()
+
+    def compile(self) -> None:
+        if self.job.variant.startswith("compile"):
+            self.loss = torch.compile(self.model_loss, dynamic=False)
+            self.classes = torch.compile(self.model_classes, dynamic=False)
+        self.train_step()  # compiles, or picks primitives and plans
+        self.infer_step()
+
+    def train_step(self) -> tuple[int, Any]:
+        self.model.train()
+        indices = torch.from_numpy(next(self.train_batches))
+        loss = self.loss(self.images[indices], self.labels[indices])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return self.job.batch_size, loss
+
+    def infer_step(self) -> tuple[int, Any]:
+        self.model.eval()
+        with torch.inference_mode():
+            classes = self.classes(self.images[torch.from_numpy(next(self.infer_batches))])
+        return self.job.infer_batch_size, classes
+
+    def wait(self, started: Any) -> None:
+        """On CPUs a step is done when its call returns."""
+
+
+def make_optimizer(model: nn.Module, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    """SGD with weight decay on kernels, or Adam."""
+    match settings["name"]:
+        case "adam":
+            return torch.optim.Adam(
+                model.parameters(),
+                settings["learning_rate"],
+                (settings["b1"], settings["b2"]),
+                settings["eps"],
+                fused=True,
+            )
+        case "sgd":
+            parameters = list(model.parameters())
+            groups = [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings["weight_decay"]},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ]
+            return torch.optim.SGD(
+                groups,
+                settings["learning_rate"],
+                settings["momentum"],
+                nesterov=settings["nesterov"],
+                fused=True,
+            )
+    raise ValueError(f"optimizer '{settings['name']}': the peers have adam and sgd")
+
+
+def canonical(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's own tensors by canonical path, shaped as in Flax."""
+    named: dict[str, torch.Tensor] = {}
+    for path, module in model.named_modules():
+        match module:
+            case nn.Conv2d():
+                own = {"kernel": module.weight.permute(2, 3, 1, 0), "bias": module.bias}
+            case nn.Linear():
+                own = {"kernel": module.weight.T, "bias": module.bias}
+            case nn.BatchNorm1d() | nn.BatchNorm2d():
+                own = {
+                    "scale": module.weight,
+                    "bias": module.bias,
+                    "mean": module.running_mean,
+                    "var": module.running_var,
+                }
+            case _:
+                own = {}
+        named |= {f"{path}.{name}": tensor for name, tensor in own.items() if tensor is not None}
+    return named
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, weights: dict[str, np.ndarray]) -> None:
+    """Gives the model the canonical weights."""
+    tensors = canonical(model)
+    protocol.check_weights(weights, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    for name, tensor in tensors.items():
+        tensor.copy_(torch.from_numpy(weights[name]))
+
+
+if __name__ == "__main__":
+    sys.exit(protocol.serve(PyTorch, sys.stdin, ANSWERS))

@@ -1,0 +1,98 @@
+"""A worker that measures nothing: it speaks the protocol of benchmarks/, with numbers known beforehand.
+
+What it is (fmbench_itself, peer_torch, ...) is its file's name. FAKE_WORKERS, JSON, says who misbehaves:
+{"<file> <variant>": ["<command>" or "<command> <model>", "<how>"]}. Every command is a line of the file
+FAKE_WORKERS_LOG.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+LOGITS = [[float(label == image % 10) for label in range(10)] for image in range(64)]
+SPEEDS = {"fmbench_itself": 6000, "peer_flax": 2000, "peer_torch": 3000, "peer_keras": 4000}
+ROUNDS = (1, 3, 2)  # times the speed; the median is twice the speed
+NAME = Path(sys.argv[0]).stem
+
+
+def misbehave(how: str) -> None:
+    if how == "die":
+        sys.exit("Traceback\nout of | memory")
+    if how == "error":
+        answer({"error": "no such\nlayer"})
+        sys.exit(1)
+    if how == "hang":
+        time.sleep(60)
+    if how == "nonsense":
+        answer({"images": "many"})
+        time.sleep(60)
+    if how == "interrupt":
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(60)
+
+
+def answer(fields: dict) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+def compile_seconds(who: str) -> float:
+    """8 for the first to compile with this cache, then 1."""
+    mark = Path(os.environ["FMBENCH_CACHE"]) / f"{who} compiled"
+    if mark.exists():
+        return 1.0
+    mark.touch()
+    return 8.0
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["weights"]:
+        if os.environ.get("FAKE_WEIGHTS") == "fail":
+            sys.exit("no weights today")
+        Path(sys.argv[3]).touch()
+        return
+    job = json.loads(sys.stdin.readline())
+    who = f"{NAME} {job['variant']}"
+    command, how = json.loads(os.environ["FAKE_WORKERS"]).get(who, ("", ""))
+    rounds = 0
+
+    def obey(do: str, seconds: float = 0.0) -> dict:
+        nonlocal rounds
+        with Path(os.environ["FAKE_WORKERS_LOG"]).open("a") as log:
+            log.write(json.dumps({"who": who, "do": do, "seconds": seconds, "pid": os.getpid(), **job}) + "\n")
+        if command in (do, f"{do} {job['model']}"):
+            misbehave(how)
+        match do:
+            case "job":
+                num_params = 11 if how == "params" else 10
+                return {
+                    "ready": True,
+                    "system": f"Fake {who}",
+                    "versions": {"fake": "1"},
+                    "num_params": num_params,
+                }
+            case "logits":
+                shift = float(how) if command == "shift" else 0.0
+                return {"logits": [[logit + shift for logit in row] for row in LOGITS]}
+            case "compile":
+                return {"compile_seconds": compile_seconds(who), "flops_per_image": 1e6}
+            case "train":
+                rounds += 1
+                images = SPEEDS[NAME] * ROUNDS[(rounds - 1) % 3]
+                return {"images": images, "seconds": 1.0, "core_seconds": 2.0}
+            case "infer":
+                return {"images": 10 * SPEEDS[NAME], "seconds": 1.0, "core_seconds": 2.0}
+            case "memory":
+                return {"peak_memory_bytes": job["copies"] * 10**8}
+        raise ValueError(do)
+
+    answer(obey("job"))
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer(obey(request["do"], request.get("seconds", 0.0)))
+
+
+if __name__ == "__main__":
+    main()
