@@ -325,14 +325,15 @@ def describe_machine() -> tuple[Environment, dict[Dtype, float]]:
 def _fresh_caches(directory: Path) -> dict[str, str]:
     """An environment whose data cache is ours, and whose caches of compiled programs are empty.
 
-    In it glibc keeps freed memory, as an expert would have it for PyTorch and the others too; fmbench does so by
-    itself (runtime.py).
+    In it Python finds this fmbench and no other that is installed; and glibc keeps freed memory, as an expert would
+    have it for PyTorch and the others too (fmbench does so by itself, see runtime.py).
     """
     directory.mkdir()
     for path in datasets.cache_directory().absolute().iterdir():
         if path.name != "xla":
             (directory / path.name).symlink_to(path)
     return os.environ | {
+        "PYTHONPATH": str(config.REPOSITORY),
         "FMBENCH_CACHE": str(directory),
         "TORCHINDUCTOR_CACHE_DIR": str(directory / "inductor"),
         "MALLOC_ARENA_MAX": "1",
@@ -606,9 +607,7 @@ def measure_model(
     with contextlib.ExitStack() as stack:
         for entrant in entrants:
             stack.callback(entrant.stop)
-        if failure := _save_weights(systems[0], spec, weights, setting.environ):
-            for entrant in entrants:
-                entrant.fail(failure)
+        _save_weights(systems[0], spec, weights, setting.environ)
         for entrant in entrants:
             entrant.start(setting.environ)
         compare_nets(entrants)
@@ -626,13 +625,12 @@ def measure_model(
     )
 
 
-def _save_weights(yardstick: System, spec: str, weights: Path, environ: dict[str, str]) -> str | None:
-    """Has fmbench write the weights that all start from. Returns why it could not."""
+def _save_weights(yardstick: System, spec: str, weights: Path, environ: dict[str, str]) -> None:
+    """Has fmbench write the weights that all start from."""
     command = [*yardstick.command(), "weights", _absolute(spec), str(weights)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
-    if done.returncode == 0:
-        return None
-    return f"no weights to start from: {_last_line(done.stderr)}"
+    if done.returncode != 0:
+        raise UserError(f"{spec}: no weights to start from: {_last_line(done.stderr)}.")
 
 
 def compare_nets(entrants: list[Entrant]) -> None:
