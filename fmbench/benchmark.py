@@ -325,8 +325,8 @@ def describe_machine() -> tuple[Environment, dict[Dtype, float]]:
 def _fresh_caches(directory: Path) -> dict[str, str]:
     """An environment whose data cache is ours, and whose caches of compiled programs are empty.
 
-    In it Python finds this fmbench and no other that is installed; and glibc keeps freed memory, as an expert would
-    have it for PyTorch and the others too (fmbench does so by itself, see runtime.py).
+    In it Python finds this fmbench and no other that is installed; and glibc keeps freed memory, as an expert
+    would have it for PyTorch and the others too (fmbench does so by itself, see runtime.py).
     """
     directory.mkdir()
     for path in datasets.cache_directory().absolute().iterdir():

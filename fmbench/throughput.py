@@ -124,8 +124,13 @@ class Run(_Strict):
 
     @property
     def train_share(self) -> float:
-        """Fraction of the wall time inside steps."""
+        """Fraction of the wall time inside training steps."""
         return self.train_seconds / self.wall_seconds
+
+    @property
+    def steps_share(self) -> float:
+        """Fraction of the wall time inside training and evaluation steps."""
+        return (self.train_seconds + self.eval_seconds) / self.wall_seconds
 
 
 class Overheads(_Strict):
@@ -282,7 +287,10 @@ SPEED_TARGETS = (
 )
 RUN_TARGETS = (
     RunTarget("mlp", "start to first step, caches warm", "first_step_seconds", "s", 4.0, at_most=True),
-    RunTarget("vgg_like", "share of the wall time inside steps", "train_share", "%", 0.97, at_most=False),
+    RunTarget("vgg_like", "wall time inside training steps", "train_share", "%", 0.97, at_most=False),
+    RunTarget(
+        "vgg_like", "wall time inside training and evaluation steps", "steps_share", "%", 0.97, at_most=False
+    ),
 )
 
 
@@ -435,7 +443,7 @@ def _model_table(model: ModelThroughput) -> str:
 
 def _overheads_table(overheads: Overheads) -> str:
     lines = [
-        "| run | compile cache | first step, s | process, s | wall, s | steps, % | evaluation, % | checkpoints, % "
+        "| run | compile cache | first step, s | process, s | wall, s | training, % | evaluation, % | checkpoints, % "
         "| compile, % | set-up, % |",
         "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]

@@ -102,6 +102,7 @@ def _run(
     # Train.
     status: results.Status = "completed"
     eval_speeds = []
+    evaluation: Evaluation | None = None
     while step < num_steps and not _stopped_early(config, progress["history"]):
         sums = progress["epoch"]
         with stopwatch("train") as lap:
@@ -145,10 +146,13 @@ def _run(
     writer.close()
     checkpoints.close()
 
-    # Evaluate once, on the last state, and export the model.
+    # Evaluate the last state, and export the model.
     evaluations: dict[str, Evaluation] = {}
     if status == "completed":
         for split, batches in data.eval_batches.items():
+            if split == data.watched and evaluation:  # the last epoch's is of this state
+                evaluations[split] = evaluation
+                continue
             with stopwatch("eval") as lap:
                 evaluations[split] = steps.evaluate(eval_program, state, batches)
             eval_speeds.append(evaluations[split].num_examples / lap.seconds)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 
@@ -24,6 +25,17 @@ def test_piped_output_is_plain_lines(run_main, tmp_path):
     assert re.search(r"^epoch 2/2: loss [\d.]+, train accuracy [\d.]+%", done.stderr, re.MULTILINE)
     assert "\r" not in done.stderr
     assert "\x1b" not in done.stderr
+
+
+def test_seconds_to_the_first_step_begin_with_the_process(run_main, tmp_path):
+    start = time.perf_counter()
+    assert run_main(*QUICK, *places(tmp_path)).returncode == 0
+    lifetime = time.perf_counter() - start
+    (path,) = (tmp_path / "results" / "runs").glob("*.json")
+    record = results.read(path)
+    assert record.first_step_seconds is not None
+    # Loading the libraries comes first, and takes a second at the very least.
+    assert record.setup_seconds + record.compile_seconds + 0.5 < record.first_step_seconds < lifetime
 
 
 def test_a_finished_run_is_not_trained_again_but_its_record_comes_back(run_main, tmp_path):

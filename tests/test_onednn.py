@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fmbench import layers, onednn, xla_ffi
+from fmbench import layers, onednn, results, xla_ffi
 from fmbench.layers import Conv
 
 pytestmark = pytest.mark.skipif(
@@ -147,6 +147,18 @@ def test_an_impossible_convolution_says_which_call_failed():
     window = onednn.Window((3, 3), (1, 1), ((0, 0), (0, 0)))
     with pytest.raises(onednn.OneDNNError, match=r"dnnl_.* returned status"):
         onednn.convolution(jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 3, 5)), jnp.zeros(5), window)
+
+
+@pytest.mark.parametrize(("devices", "place"), [(1, "oneDNN"), (8, "XLA")])
+def test_a_run_says_where_its_convolutions_are(run_main, tmp_path, devices, place):
+    done = run_main(
+        *("--config=configs/cnn1.py", "--config.data.source=sample", "--config.batch_size=80"),
+        *("--config.num_epochs=1", f"--workdir={tmp_path / 'work'}", f"--results_dir={tmp_path}"),
+        devices=devices,
+    )
+    assert f"convolutions in {place}\n" in done.stderr
+    (path,) = (tmp_path / "runs").glob("*.json")
+    assert (onednn.PACKAGE in results.read(path).environment.versions) == (place == "oneDNN")
 
 
 def test_without_the_library_convolutions_stay_in_xla():
