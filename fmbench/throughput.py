@@ -360,8 +360,9 @@ counts in fmbench's training step times the speed; their share is of what a 2048
 row's dtype reached on the machine. Peak memory is the process's. Compile time is cold and, where a system keeps
 compiled programs between processes, warm.
 
-Generated from `throughput.json` by `python -m fmbench.benchmark --peers=torch,keras`, after
-`benchmarks/setup_peers.sh`. Parts measured at different times say so."""
+Why the numbers are what they are, and what was tried: [docs/speed.md](../docs/speed.md). Generated from
+`throughput.json` by `python -m fmbench.benchmark --peers=torch,keras`, after `benchmarks/setup_peers.sh`. Parts
+measured at different times say so."""
 
 
 def render(measurements: Measurements) -> str:
@@ -443,8 +444,8 @@ def _model_table(model: ModelThroughput) -> str:
 
 def _overheads_table(overheads: Overheads) -> str:
     lines = [
-        "| run | compile cache | first step, s | process, s | wall, s | training, % | evaluation, % | checkpoints, % "
-        "| compile, % | set-up, % |",
+        "| run | compile cache | first step, s | process, s | wall, s | training, % | evaluation, % "
+        "| checkpoints, % | compile, % | set-up, % |",
         "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for run in overheads.runs:
