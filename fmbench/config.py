@@ -41,9 +41,11 @@ def base_config() -> config_dict.ConfigDict:
     config.data = config_dict.ConfigDict()
     config.data.source = "tfds"  # or sample: the few hundred images of the tests
     config.data.dir = config_dict.placeholder(str)  # folder with the four idx files
-    config.data.split = "default"  # default (5,000 stratified), train_test_split, all
+    config.data.split = "default"  # default (5,000 stratified), train_test_split, kfold, all
     config.data.test_size = 0.2  # of scikit-learn's train_test_split
-    config.data.random_state = 0  # likewise
+    config.data.random_state = 0  # of train_test_split and of scikit-learn's KFold
+    config.data.num_folds = 5  # of KFold
+    config.data.fold = 0  # the fold that validates
     config.data.normalization = "unit"  # unit: [0, 1]; symmetric: [-1, 1]; standard: mean 0, std 1
 
     config.model = config_dict.ConfigDict()

@@ -59,6 +59,8 @@ def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
         config.data.split,
         test_size=config.data.test_size,
         random_state=config.data.random_state,
+        num_folds=config.data.num_folds,
+        fold=config.data.fold,
     )
     if config.batch_size > len(train):
         raise UserError(

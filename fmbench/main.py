@@ -14,6 +14,7 @@ Stopped by Ctrl-C or SIGTERM, a run saves a checkpoint; the same command goes on
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags, logging
@@ -26,7 +27,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Work directory of the run. Default: workdirs/<name of the record>."
 )
 RESULTS_DIR = flags.DEFINE_string("results_dir", "results", "Where the records are collected.")
-SUMMARY = flags.DEFINE_bool("summary", False, "Show the model's layers and parameters, and stop.")
+SUMMARY = flags.DEFINE_bool("summary", False, "Show the model's layers, parameters and FLOPs, and stop.")
 FORCE = flags.DEFINE_bool("force", False, "Start anew, throwing away what the work directory holds.")
 config.define_flags()
 
@@ -50,10 +51,15 @@ def main(argv: list[str]) -> int:
 
 
 def print_summary(run_config) -> None:
-    """Prints the model's table of layers, shapes and parameters."""
-    graphdef, state = steps.init_state(run_config, optax.identity(), parallel.make_mesh())
+    """Prints the model's table of layers, shapes, parameters and FLOPs of one image's forward pass."""
+    # Over two CPU devices convolutions stay in XLA, which counts their FLOPs; in oneDNN it cannot.
+    jax.config.update("jax_num_cpu_devices", 2)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    graphdef, state = steps.init_state(run_config, optax.identity(), mesh)
     model = nnx.merge(graphdef, state.params, state.model_state)
-    print(nnx.tabulate(model, jnp.zeros((1, 28, 28, 1))))
+    terminal = sys.stdout.isatty()
+    console = {"force_terminal": terminal} if terminal else {"force_terminal": False, "width": 160}
+    print(nnx.tabulate(model, jnp.zeros((1, 28, 28, 1)), compute_flops=True, console_kwargs=console))
 
 
 def run() -> None:

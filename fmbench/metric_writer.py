@@ -1,14 +1,15 @@
-"""One JSON line per measurement, and TensorBoard where the extra is installed."""
+"""One JSON line per measurement, and TensorBoard events."""
 
-import importlib.util
 import json
 from pathlib import Path
+
+import tensorboardX
 
 from fmbench.results import atomic_file
 
 
 class MetricWriter:
-    """Appends measurements to <workdir>/metrics.jsonl.
+    """Appends measurements to <workdir>/metrics.jsonl and <workdir>/tensorboard.
 
     Args:
         workdir: The run's work directory.
@@ -27,22 +28,16 @@ class MetricWriter:
         with atomic_file(path) as file:
             file.write("".join(kept).encode())
         self._file = path.open("a", buffering=1)
-        self._tensorboard = None
-        if importlib.util.find_spec("tensorboardX"):
-            import tensorboardX
-
-            self._tensorboard = tensorboardX.SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
-            )
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
+        )
 
     def write(self, step: int, **scalars: float) -> None:
         """Writes {"step": step, name: value, ...}."""
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        if self._tensorboard:
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, step)
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        self._tensorboard.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import KFold, train_test_split
 
 from fmbench import data_proof, data_sources, data_tfds, datasets
 from fmbench.errors import UserError
@@ -537,6 +537,20 @@ def test_train_test_split_is_that_of_scikit_learn(test_size, random_state):
     for our_rows, their_rows in zip(ours, theirs, strict=True):
         assert our_rows.dtype == np.int32
         np.testing.assert_array_equal(our_rows, their_rows)
+
+
+def test_kfold_is_that_of_scikit_learn():
+    labels = np.arange(480, dtype=np.uint8) % 10
+    expected = KFold(5, shuffle=True, random_state=1).split(labels)
+    for fold, (train, validation) in enumerate(expected):
+        got = datasets.split(labels, "kfold", num_folds=5, fold=fold, random_state=1)
+        assert [rows.dtype for rows in got] == [np.int32, np.int32]
+        np.testing.assert_array_equal(got[0], train)
+        np.testing.assert_array_equal(got[1], validation)
+    with pytest.raises(UserError, match="no fold 5 of 5"):
+        datasets.split(labels, "kfold", num_folds=5, fold=5)
+    with pytest.raises(UserError, match="num_folds=1"):
+        datasets.split(labels, "kfold", num_folds=1, fold=0)
 
 
 def test_split_all_leaves_nothing_for_validation():

@@ -114,6 +114,9 @@ def test_help_and_summary(run_main):
     summary = run_main("--config=configs/cnn3.py", "--summary")
     assert summary.returncode == 0
     assert "241,546" in summary.stdout
+    # At 3 x 3 x 128 places: a multiplication and an addition for each of 3 x 3 x 64 inputs, the bias, the ReLU.
+    assert str(3 * 3 * 128 * (2 * 3 * 3 * 64 + 2)) in summary.stdout
+    assert "\x1b" not in summary.stdout
 
 
 @pytest.mark.parametrize("split", ["all", "default"])
