@@ -561,7 +561,7 @@ def test_split_all_leaves_nothing_for_validation():
 
 def test_bad_splits_are_refused():
     labels = np.zeros(480, np.uint8)
-    with pytest.raises(UserError, match=r"'half'.*'default', 'train_test_split' and 'all'"):
+    with pytest.raises(UserError, match=r"'half'.*'default', 'train_test_split', 'kfold' and 'all'"):
         datasets.split(labels, "half")
     with pytest.raises(UserError, match=r"test_size=1\.5"):
         datasets.split(labels, "train_test_split", test_size=1.5)
