@@ -72,7 +72,7 @@ class FmbenchItself:
 
     def compile(self) -> float:
         steps_per_call = steps.choose_steps_per_call(self.config, self.data.steps_per_epoch)
-        self.train_programs, self.eval_program = steps.compile_programs(
+        (self.train_programs, *_), self.eval_program = steps.compile_programs(
             self.config, self.mesh, self.data, self.graphdef, self.tx, self.state, steps_per_call
         )
         return self.train_programs[steps_per_call].flops / self.config.batch_size

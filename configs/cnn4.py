@@ -1,23 +1,32 @@
-"""CNN with four convolutions and batch norm of reference system R3: its first stage, without augmentation.
+"""CNN with four convolutions of reference system R3, in its two stages.
 
     python -m fmbench.main --config=configs/cnn4.py
+    python -m fmbench.main --config=configs/cnn4.py --config.num_epochs=10     the first stage alone
 
-Adam 1e-3, inputs in [0, 1], batch 256, 10 epochs on 80 % of the train images (scikit-learn's split 13). Published:
-90.52 % test accuracy on the old data, 92.7 % reported on the new.
+Adam 1e-3, inputs in [0, 1], batch 256, 80 % of the train images (scikit-learn's split 13): 10 epochs as they are,
+then 50 epochs augmented, weights and optimizer going on. Published test accuracies: 90.52 % after the first stage
+and 93.52 % after the second on the old data, 92.7 and 93.5 % reported on the new.
 """
 
 from ml_collections import config_dict
 
-from fmbench.config import base_config
+from fmbench.config import base_config, stage
 
 
 def get_config() -> config_dict.ConfigDict:
     config = base_config()
     config.model.name = "cnn4"
-    config.num_epochs = 10
     config.batch_size = 256
     config.data.split = "train_test_split"
     config.data.test_size = 0.2
     config.data.random_state = 13
     config.optimizer.eps = 1e-7  # Keras's
+
+    config.num_epochs = 60
+    config.stages.stage1 = stage(num_epochs=10)
+    config.stages.stage2 = stage(num_epochs=50)
+    config.stages.stage2.augment.rotation = 8.0
+    config.stages.stage2.augment.shift = 0.08
+    config.stages.stage2.augment.zoom = 0.08
+    config.stages.stage2.augment.shear = 0.3
     return config

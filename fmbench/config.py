@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from fmbench import augment
 from fmbench.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ def base_config() -> config_dict.ConfigDict:
     config.entry = ""  # name on the leaderboard; filled in from the config file and the overrides
     config.config_file = ""  # filled in likewise
     config.seed = 0  # initialisation, order of the examples, dropout
-    config.num_epochs = 10
+    config.num_epochs = 10  # of all stages together
     config.batch_size = 256  # global: over all devices
     config.eval_batch_size = 1000
     config.dtype = "float32"  # of the computation (float32, bfloat16); parameters are always float32
@@ -38,8 +39,12 @@ def base_config() -> config_dict.ConfigDict:
     config.early_stopping_patience = 0  # epochs without a better validation accuracy; 0: off
     config.watch = "validation"  # evaluated after each epoch: validation, test (as some references did), none
 
+    config.augment = augment.no_augmentation()  # in training, where there are no stages
+    # Stages of the run, in the order of their names (stage1, stage2, ...), each from `stage`.
+    config.stages = config_dict.ConfigDict()
+
     config.data = config_dict.ConfigDict()
-    config.data.source = "tfds"  # or sample: the few hundred images of the tests
+    config.data.source = "tfds"  # csv, idx: the files in data.dir; sample: the few hundred images of the tests
     config.data.dir = config_dict.placeholder(str)  # folder with the four idx files
     config.data.split = "default"  # default (5,000 stratified), train_test_split, kfold, all
     config.data.test_size = 0.2  # of scikit-learn's train_test_split
@@ -69,6 +74,42 @@ def base_config() -> config_dict.ConfigDict:
     return config
 
 
+def stage(num_epochs: int) -> config_dict.ConfigDict:
+    """A stage for `config.stages`, to be filled in."""
+    config = config_dict.ConfigDict()
+    config.num_epochs = num_epochs
+    config.learning_rate = 0.0  # peak; 0: the optimizer's
+    config.augment = augment.no_augmentation()
+    return config
+
+
+class Stage(NamedTuple):
+    """A part of a run: weights and optimizer go on from the one before, the schedule begins anew."""
+
+    name: str
+    num_epochs: int
+    last_epoch: int  # of the run, counted from 1
+    learning_rate: float
+    augment: augment.Settings
+
+
+def stages(config: config_dict.ConfigDict) -> list[Stage]:
+    """The stages that `config.num_epochs` epochs have; a single one, if the config names none."""
+    if not config.stages:
+        rate = config.optimizer.learning_rate
+        return [Stage("stage1", config.num_epochs, config.num_epochs, rate, config.augment.to_dict())]
+    result: list[Stage] = []
+    done = 0
+    for name in sorted(config.stages):
+        one = config.stages[name]
+        num_epochs = min(one.num_epochs, config.num_epochs - done)
+        done += num_epochs
+        if num_epochs:
+            rate = one.learning_rate or config.optimizer.learning_rate
+            result.append(Stage(name, num_epochs, done, rate, one.augment.to_dict()))
+    return result
+
+
 def define_flags() -> None:
     """Defines --config and --config.<key>."""
     config_flags.DEFINE_config_file(
@@ -83,9 +124,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         UserError: If a flag or a config key is unknown, a value has the wrong type, or the config file is
             missing or broken.
     """
+    return _parse(argv, flags.FLAGS)
+
+
+def _parse(argv: Sequence[str], flag_values: flags.FlagValues) -> list[str]:
     _check_config_flags(argv)
     try:
-        rest = flags.FLAGS(argv)
+        rest = flag_values(argv)
     except flags.Error as error:
         raise UserError(f"{error}; --help lists the flags.") from error
     if rest[1:]:
@@ -100,6 +145,21 @@ def from_flags() -> config_dict.ConfigDict:
         UserError: If a field has a value that no run can use.
     """
     return finalize(flags.FLAGS.config, config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def from_arguments(arguments: Sequence[str]) -> config_dict.ConfigDict:
+    """The config that --config and --config.<key> among `arguments` ask for, named, checked and locked.
+
+    For commands that take several configs: it leaves the process's own flags alone.
+
+    Raises:
+        UserError: As `parse_flags` and `from_flags`.
+    """
+    argv = ["fmbench", *arguments]
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
+    _parse(argv, flag_values)
+    return finalize(flag_values.config, config_flags.get_config_filename(flag_values["config"]))
 
 
 def load_file(spec: str) -> config_dict.ConfigDict:
@@ -228,6 +288,21 @@ def _check(config: config_dict.ConfigDict) -> None:
     for key, least in minimum.items():
         if not flat[key] >= least:  # also catches nan
             raise UserError(f"config.{key} is {flat[key]}; it must be at least {least}.")
+    augment.check("augment", config.augment.to_dict())
+    for name, one in config.stages.items():
+        augment.check(f"stages.{name}.augment", one.augment.to_dict())
+        for field, least in (("num_epochs", 1), ("learning_rate", 0)):
+            if not one[field] >= least:
+                raise UserError(f"config.stages.{name}.{field} is {one[field]}; it must be at least {least}.")
+    if config.stages:
+        planned = sum(one.num_epochs for one in config.stages.values())
+        if config.num_epochs > planned:
+            raise UserError(
+                f"config.num_epochs is {config.num_epochs}, but config.stages have {planned} epochs; "
+                f"give --config.num_epochs={planned} too."
+            )
+        if any(config.augment.values()):
+            raise UserError("config.augment is for runs without stages; set config.stages.<name>.augment.")
     if flat["seed"] >= 2**32:
         raise UserError(f"config.seed is {flat['seed']}; it must be below 2**32.")
     if flat["label_smoothing"] >= 1:

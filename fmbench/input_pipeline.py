@@ -137,7 +137,10 @@ def gather(rows: Mapping[str, jax.Array], indices: jax.Array) -> Batch:
 
 
 def normalize(images: jax.Array | np.ndarray, normalization: str) -> jax.Array:
-    """(batch, 784) uint8 -> (batch, 28, 28, 1) float32 in [0, 1], [-1, 1] or with mean 0 and std 1."""
+    """Grey levels, (batch, 784) or (batch, 28, 28), -> float32 (batch, 28, 28, 1).
+
+    unit: in [0, 1]; symmetric: in [-1, 1]; standard: with mean 0 and standard deviation 1 over the train images.
+    """
     x = jnp.reshape(images, (-1, 28, 28, 1)).astype(jnp.float32) / 255
     match normalization:
         case "unit":

@@ -4,18 +4,19 @@ import jax
 import optax
 from ml_collections import config_dict
 
+from fmbench.config import Stage, stages
 from fmbench.errors import UserError
 
 
 def make_optimizer(
     config: config_dict.ConfigDict, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Builds (tx, schedule) for `config.num_epochs` epochs.
+    """Builds (tx, schedule) for all the run's epochs.
 
     Weight decay falls on kernels only, never on biases or batch-norm scales.
 
     Args:
-        config: The run's config; its fields optimizer, schedule, num_epochs and grad_clip_norm are read.
+        config: The run's config; its fields optimizer, schedule, num_epochs, stages and grad_clip_norm are read.
         steps_per_epoch: Updates in an epoch.
 
     Raises:
@@ -56,7 +57,7 @@ def make_optimizer(
 
 
 def make_schedule(config: config_dict.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Learning rate as a function of the step.
+    """Learning rate as a function of the step; it begins anew with each stage.
 
     constant; step: multiplied by `factor` at each of the `boundaries`; cosine: linear warm-up, then half a
     cosine down to zero; onecycle: up from 1/25 of the peak and down to 1/10,000 of that, both by half a cosine
@@ -65,13 +66,19 @@ def make_schedule(config: config_dict.ConfigDict, steps_per_epoch: int) -> optax
     Raises:
         UserError: As `make_optimizer`.
     """
-    peak = config.optimizer.learning_rate
-    num_steps = config.num_epochs * steps_per_epoch
+    parts = stages(config)
+    schedules = [_stage_schedule(config, stage, steps_per_epoch) for stage in parts]
+    return optax.join_schedules(schedules, [stage.last_epoch * steps_per_epoch for stage in parts[:-1]])
+
+
+def _stage_schedule(config: config_dict.ConfigDict, stage: Stage, steps_per_epoch: int) -> optax.Schedule:
+    peak = stage.learning_rate
+    num_steps = stage.num_epochs * steps_per_epoch
     warmup_steps = round(config.schedule.warmup_epochs * steps_per_epoch)
     if warmup_steps >= num_steps:
         raise UserError(
-            f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs}; it must be below "
-            f"config.num_epochs, {config.num_epochs}."
+            f"config.schedule.warmup_epochs is {config.schedule.warmup_epochs}; it must be below the number of "
+            f"epochs, {stage.num_epochs}."
         )
     match config.schedule.name:
         case "constant":

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fmbench import layers, onednn
+from fmbench import data_proof, datasets, layers, onednn
 from fmbench.config import REPOSITORY
 from fmbench.errors import UserError
 
@@ -68,6 +68,19 @@ class Epoch(_Strict):
     val_accuracy: Fraction | None = None
     test_loss: float | None = None  # only where the config watches the test set
     test_accuracy: Fraction | None = None
+
+
+class StageResult(_Strict):
+    """A stage of the run, and the state at its end."""
+
+    name: str
+    num_epochs: Count  # done
+    learning_rate: float  # peak
+    augment: dict[str, float]  # strengths, as the config has them
+    train_seconds: Seconds
+    train_core_seconds: Seconds
+    val_accuracy: Fraction | None
+    test_accuracy: Fraction
 
 
 class RunRecord(_Strict):
@@ -128,6 +141,7 @@ class RunRecord(_Strict):
     time_to_target: dict[str, Seconds | None]  # "94" -> train seconds to 94 % on the watched split
 
     history: list[Epoch]
+    stages: list[StageResult] = []  # those that were finished
     environment: Environment
 
     @field_validator("time_to_target")
@@ -156,8 +170,9 @@ class RunRecord(_Strict):
 
     @property
     def name(self) -> str:
-        """File name without ending."""
-        return record_name(self.entry, self.environment, self.dtype, self.seed)
+        """File name without ending; a run on the old data never takes the name of one on the standard data."""
+        name = record_name(self.entry, self.environment, self.dtype, self.seed)
+        return f"{name}-old" if self.data_version == data_proof.OLD else name
 
 
 def record_name(entry: str, environment: Environment, dtype: str, seed: int) -> str:
@@ -247,13 +262,16 @@ def write(record: RunRecord, predictions: np.ndarray | None, stem: Path) -> None
 def publish(stem: Path, results_dir: Path) -> RunRecord:
     """Copies the record <stem>.json and its predictions to <results_dir>/runs, under the record's name.
 
-    The record of a run that was not completed replaces none that was.
+    The record of a run that was not completed replaces none that was. Next to the first record on an old data
+    set go its true test labels, to <results_dir>/labels: others cannot fetch them.
     """
     record = read(stem.with_name(stem.name + ".json"))
     target = results_dir / "runs" / f"{record.name}.json"
     predictions = None
     if record.status == "completed":
         predictions = read_predictions(record, stem.with_name(stem.name + ".npy"))
+        if record.data_version == data_proof.OLD:
+            _publish_labels(record, results_dir)
     elif target.exists() and read(target).status == "completed":
         return record
     write(record, predictions, target.with_name(record.name))
@@ -284,15 +302,51 @@ def read_predictions(record: RunRecord, path: Path) -> np.ndarray:
     Raises:
         UserError: If the file is missing, broken or another run's.
     """
-    try:
-        with path.open("rb") as file:
-            predictions = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # NumPy raises many kinds for a damaged file
-        raise UserError(f"{path}: cannot read the predictions ({error}).") from error
+    predictions = _read_array(path, "the predictions")
     is_array_of_classes = predictions.dtype == np.uint8 and predictions.shape == (record.num_test,)
     if not is_array_of_classes or predictions_sha256(predictions) != record.predictions_sha256:
         raise UserError(f"{path}: not the predictions of {path.stem}.json; run the entry again.")
     return predictions
+
+
+def read_labels(record: RunRecord, results_dir: Path) -> np.ndarray:
+    """Reads the true test labels that were published with a record on the old data, uint8 (num_test,).
+
+    Raises:
+        UserError: If the file is missing, broken or not the labels whose hash the record has.
+    """
+    path = _labels_path(record, results_dir)
+    labels = _read_array(path, "the true labels")
+    if labels.shape != (record.num_test,) or data_proof.sha256(labels) != record.data_sha256["t10k-labels"]:
+        raise UserError(f"{path}: not the labels its name says; delete it and run {record.entry} again.")
+    return labels
+
+
+def _publish_labels(record: RunRecord, results_dir: Path) -> None:
+    path = _labels_path(record, results_dir)
+    if path.exists():
+        return
+    dataset = datasets.load(record.config["data"]["source"], record.config["data"]["dir"])
+    if dataset.sha256 != record.data_sha256:
+        raise UserError(f"{record.config['data']['dir']} no longer holds the data of {record.name}; run it again.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            np.save(file, dataset.test_labels, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the true labels ({error.strerror}).") from error
+
+
+def _labels_path(record: RunRecord, results_dir: Path) -> Path:
+    return results_dir / "labels" / f"{record.data_sha256['t10k-labels']}.npy"
+
+
+def _read_array(path: Path, what: str) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # NumPy raises many kinds for a damaged file
+        raise UserError(f"{path}: cannot read {what} ({error}).") from error
 
 
 def read_all(results_dir: Path) -> dict[Path, RunRecord]:

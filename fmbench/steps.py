@@ -12,7 +12,9 @@ from flax import nnx, struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
+from fmbench import augment as augmentation
 from fmbench import input_pipeline, parallel
+from fmbench.config import stages
 from fmbench.errors import UserError
 from fmbench.input_pipeline import Batch
 from fmbench.models import MODELS, split_arguments, split_model
@@ -43,6 +45,7 @@ def train_step(
     batch_size: int,
     normalization: str,
     label_smoothing: float,
+    augment: augmentation.Settings,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update on the next batch of the epoch.
 
@@ -51,32 +54,50 @@ def train_step(
         state: Before the update.
         rows: The train set on the device.
         order: Rows of the epoch in the order of their visit, int32 (steps_per_epoch * batch_size,).
-        seed: uint32; with state.step it decides what dropout drops.
+        seed: uint32; with state.step it decides what dropout drops and how images are augmented.
         graphdef: The model's structure.
         tx: The optimizer.
         batch_size: Examples of the whole batch, over all devices.
         normalization: As `input_pipeline.normalize` takes it.
         label_smoothing: Probability that the target gives away to all classes.
+        augment: As `augment.no_augmentation` has it.
 
     Returns:
-        The state after the update, and the batch's mean loss and accuracy before it.
+        The state after the update, and the batch's mean loss and accuracy before it; the accuracy is that on the
+        augmented images, and where images are mixed, on the label of the one of `order`.
     """
-    position = state.step % (order.size // batch_size) * batch_size + shard.start
-    indices = jax.lax.dynamic_slice(order, (position,), (shard.size,))
-    batch = input_pipeline.gather(rows, shard.constrain(indices))
-    images = input_pipeline.normalize(batch["image"], normalization)
-    labels = optax.smooth_labels(jax.nn.one_hot(batch["label"], 10), label_smoothing)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), state.step)
+    key = jax.random.key(seed)
+    dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), state.step)
+    augment_key = jax.random.fold_in(jax.random.fold_in(key, 3), state.step)
+    first = state.step % (order.size // batch_size) * batch_size
+
+    def examples(positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Keys, augmented images and labels at these places of the global batch."""
+        indices = order.at[first + positions].get(mode="promise_in_bounds")
+        batch = input_pipeline.gather(rows, shard.constrain(indices))
+        keys = augmentation.example_keys(augment_key, positions)
+        images = augmentation.augment(keys, batch["image"], augment) if any(augment.values()) else batch["image"]
+        return keys, images, batch["label"]
+
+    positions = shard.start + jnp.arange(shard.size)
+    keys, images, label = examples(positions)
+    targets = jax.nn.one_hot(label, 10)
+    if augmentation.mixes(augment):
+        _, partners, partner_label = examples((positions + 1) % batch_size)
+        images, share = augmentation.mix(keys, images, partners, augment)
+        targets = share[:, None] * targets + (1 - share[:, None]) * jax.nn.one_hot(partner_label, 10)
+    targets = optax.smooth_labels(targets, label_smoothing)
+    images = input_pipeline.normalize(images, normalization)
 
     def loss_fn(params):
         model = nnx.merge(graphdef, params, state.model_state, copy=True)
-        logits = model(images, train=True, rngs=nnx.Rngs(dropout=key)).astype(jnp.float32)
-        loss = optax.softmax_cross_entropy(logits, labels).mean()
+        logits = model(images, train=True, rngs=nnx.Rngs(dropout=dropout_key)).astype(jnp.float32)
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
         model_state = split_model(model)[2]
         return loss, (logits, model_state)
 
     (loss, (logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    accuracy = (logits.argmax(axis=-1) == batch["label"]).mean()
+    accuracy = (logits.argmax(axis=-1) == label).mean()
     grads, metrics = shard.mean((grads, {"loss": loss, "accuracy": accuracy}))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -201,38 +222,46 @@ def compile_programs(
     tx: optax.GradientTransformation,
     state: TrainState,
     steps_per_call: int,
-) -> tuple[dict[int, Program], Program]:
+) -> tuple[list[dict[int, Program]], Program]:
     """Compiles the training step and the evaluation step.
 
     Returns:
-        The training programs by the number of steps they do: `steps_per_call` and, if that doesn't divide an
-        epoch, 1; and the evaluation program.
+        For each stage of the run, its training programs by the number of steps they do: `steps_per_call` and, if
+        that doesn't divide an epoch, 1; and the evaluation program.
     """
-    step = functools.partial(
-        train_step,
-        graphdef=graphdef,
-        tx=tx,
-        batch_size=config.batch_size,
-        normalization=config.data.normalization,
-        label_smoothing=config.label_smoothing,
-    )
-
-    def steps(length: int, shard: Shard, state: TrainState, *arguments: Any):
-        return jax.lax.scan(lambda state, _: step(shard, state, *arguments), state, length=length)
-
     lengths = {steps_per_call, 1} if data.steps_per_epoch % steps_per_call else {steps_per_call}
-    order = data.epoch_order(0)
-    train_programs = {
-        length: parallel.compile_step(
-            step if length == 1 else functools.partial(steps, length),
-            (state, data.train_rows, order, data.seed),
-            mesh=mesh,
-            parallel=config.parallel,
+
+    def compile_training(augment: augmentation.Settings) -> dict[int, Program]:
+        step = functools.partial(
+            train_step,
+            graphdef=graphdef,
+            tx=tx,
             batch_size=config.batch_size,
-            donate_first=True,
+            normalization=config.data.normalization,
+            label_smoothing=config.label_smoothing,
+            augment=augment,
         )
-        for length in lengths
-    }
+
+        def steps(length: int, shard: Shard, state: TrainState, *arguments: Any):
+            return jax.lax.scan(lambda state, _: step(shard, state, *arguments), state, length=length)
+
+        return {
+            length: parallel.compile_step(
+                step if length == 1 else functools.partial(steps, length),
+                (state, data.train_rows, data.epoch_order(0), data.seed),
+                mesh=mesh,
+                parallel=config.parallel,
+                batch_size=config.batch_size,
+                donate_first=True,
+            )
+            for length in lengths
+        }
+
+    train_programs: list[dict[int, Program]] = []
+    parts = stages(config)
+    for index, stage in enumerate(parts):
+        same = [i for i, earlier in enumerate(parts[:index]) if earlier.augment == stage.augment]
+        train_programs.append(train_programs[same[0]] if same else compile_training(stage.augment))
     eval_program = parallel.compile_step(
         functools.partial(eval_step, graphdef=graphdef, normalization=config.data.normalization),
         (state.params, state.model_state, data.eval_batches["test"][0]),

@@ -66,6 +66,7 @@ def _run(
         parallel.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
         data = input_pipeline.load(config, mesh)
         num_steps = config.num_epochs * data.steps_per_epoch
+        stages = config_lib.stages(config)
         steps_per_call = steps.choose_steps_per_call(config, data.steps_per_epoch)
         tx, schedule = make_optimizer(config, data.steps_per_epoch)
         graphdef, state = steps.init_state(config, tx, mesh)
@@ -85,7 +86,7 @@ def _run(
             progress["num_resumes"] += 1
             stopwatch.add(progress["seconds"], progress["core_seconds"])
         else:
-            progress = {"history": [], "epoch": _no_sums(), "num_resumes": 0}
+            progress = {"history": [], "stages": [], "epoch": _no_sums(), "num_resumes": 0}
         began -= stopwatch.seconds["wall"]
         step = int(state.step)
         writer = MetricWriter(directory, step)
@@ -101,12 +102,20 @@ def _run(
 
     # Train.
     status: results.Status = "completed"
-    eval_speeds = []
-    evaluation: Evaluation | None = None
+    eval_speeds: list[float] = []
+
+    def evaluate(split: str) -> Evaluation:
+        with stopwatch("eval") as lap:
+            evaluation = steps.evaluate(eval_program, state, data.eval_batches[split])
+        eval_speeds.append(evaluation.num_examples / lap.seconds)
+        return evaluation
+
+    evaluations: dict[str, Evaluation] = {}  # of the present state, by split
     while step < num_steps and not _stopped_early(config, progress["history"]):
+        stage = len(progress["stages"])
         sums = progress["epoch"]
         with stopwatch("train") as lap:
-            state, metrics = _train_epoch(train_programs, state, step, data, stop, display, stopwatch)
+            state, metrics = _train_epoch(train_programs[stage], state, step, data, stop, display, stopwatch)
         step += len(metrics["loss"])
         sums["steps"] += len(metrics["loss"])
         sums["loss"] += float(metrics["loss"].sum(dtype=np.float64))
@@ -117,27 +126,31 @@ def _run(
             status = "diverged"
             break
 
-        evaluation = None
+        evaluations = {}
         if sums["steps"] == data.steps_per_epoch:
-            if data.watched:
-                with stopwatch("eval") as lap:
-                    evaluation = steps.evaluate(eval_program, state, data.eval_batches[data.watched])
-                eval_speeds.append(evaluation.num_examples / lap.seconds)
-                if not math.isfinite(evaluation.loss):
-                    status = "diverged"
-                    break
-            epoch = _describe_epoch(data, step, float(schedule(step - 1)), sums, evaluation)
+            ends_stage = len(progress["history"]) + 1 == stages[stage].last_epoch
+            for split in data.eval_batches:
+                if ends_stage or split == data.watched:
+                    evaluations[split] = evaluate(split)
+            if not _is_finite(evaluations):
+                status = "diverged"
+                break
+            epoch = _describe_epoch(data, step, float(schedule(step - 1)), sums, evaluations)
             writer.write(**epoch)
             display.line(_epoch_line(epoch, config.num_epochs))
             progress["history"].append(epoch)
             progress["epoch"] = _no_sums()
+            if ends_stage:
+                progress["stages"].append(_describe_stage(stages[stage], progress["history"], evaluations))
+                if len(stages) > 1:
+                    display.line(f"{stages[stage].name} ends: test accuracy {evaluations['test'].accuracy:.2%}")
 
         # Wait for the writing, so that it takes nothing from the next epoch's clock.
         with stopwatch("checkpoint"):
             progress["seconds"] = stopwatch.seconds | {"wall": time.perf_counter() - began}
             progress["core_seconds"] = dict(stopwatch.core_seconds)
-            val_accuracy = evaluation.accuracy if evaluation and data.watched == "validation" else None
-            checkpoints.save(step, state, progress, val_accuracy)
+            choose_by = evaluations.get("validation") if data.watched == "validation" else None
+            checkpoints.save(step, state, progress, choose_by.accuracy if choose_by else None)
             checkpoints.wait()
         if stop.signum and step < num_steps:
             status = "interrupted"
@@ -146,18 +159,11 @@ def _run(
     writer.close()
     checkpoints.close()
 
-    # Evaluate the last state, and export the model.
-    evaluations: dict[str, Evaluation] = {}
+    # Evaluate the last state, as far as that has not been done, and export the model.
     if status == "completed":
-        for split, batches in data.eval_batches.items():
-            if split == data.watched and evaluation:  # the last epoch's is of this state
-                evaluations[split] = evaluation
-                continue
-            with stopwatch("eval") as lap:
-                evaluations[split] = steps.evaluate(eval_program, state, batches)
-            eval_speeds.append(evaluations[split].num_examples / lap.seconds)
-        if not all(math.isfinite(evaluation.loss) for evaluation in evaluations.values()):
-            status, evaluations = "diverged", {}
+        evaluations |= {split: evaluate(split) for split in data.eval_batches if split not in evaluations}
+    if status != "completed" or not _is_finite(evaluations):
+        status, evaluations = "diverged" if status == "completed" else status, {}
     if status == "completed":
         with stopwatch("checkpoint"):
             description = {
@@ -191,7 +197,7 @@ def _run(
         model=config.model.name,
         num_params=steps.count(state.params) + steps.count(state.model_state),
         num_trainable_params=steps.count(state.params),
-        flops_per_image=train_programs[steps_per_call].flops / config.batch_size,
+        flops_per_image=train_programs[0][steps_per_call].flops / config.batch_size,
         data_version=data.version,
         data_sha256=data.sha256,
         num_train=data.num_train,
@@ -213,7 +219,9 @@ def _run(
         first_step_seconds=stopwatch.first_step,
         setup_seconds=stopwatch.seconds["setup"],
         compile_seconds=stopwatch.seconds["compile"],
-        compile_cached=all(program.cached for program in [*train_programs.values(), eval_program]),
+        compile_cached=all(
+            program.cached for programs in [*train_programs, {0: eval_program}] for program in programs.values()
+        ),
         train_seconds=stopwatch.seconds["train"],
         eval_seconds=stopwatch.seconds["eval"],
         checkpoint_seconds=stopwatch.seconds["checkpoint"],
@@ -226,6 +234,7 @@ def _run(
         peak_memory_bytes=results.peak_memory_bytes(),
         time_to_target=_time_to_target(history, data.watched),
         history=history,
+        stages=[results.StageResult(**stage) for stage in progress["stages"]],
         environment=results.environment(),
     )
     if status == "interrupted":
@@ -295,7 +304,7 @@ def _describe_epoch(
     step: int,
     learning_rate: float,
     sums: dict[str, float],
-    evaluation: Evaluation | None,
+    evaluations: dict[str, Evaluation],
 ) -> dict[str, Any]:
     """A finished epoch, as `results.Epoch` has it."""
     epoch = {
@@ -308,10 +317,33 @@ def _describe_epoch(
         "train_core_seconds": sums["core_seconds"],
         "train_images_per_sec": sums["steps"] * data.batch_size / sums["seconds"],
     }
-    if evaluation:
+    if data.watched:
+        evaluation = evaluations[data.watched]
         prefix = "val" if data.watched == "validation" else "test"
         epoch |= {f"{prefix}_loss": evaluation.loss, f"{prefix}_accuracy": evaluation.accuracy}
     return epoch
+
+
+def _describe_stage(
+    stage: config_lib.Stage, history: list[dict[str, Any]], evaluations: dict[str, Evaluation]
+) -> dict[str, Any]:
+    """A stage whose last epoch ends `history`, as `results.StageResult` has it."""
+    epochs = history[-stage.num_epochs :]
+    validation = evaluations.get("validation")
+    return {
+        "name": stage.name,
+        "num_epochs": stage.num_epochs,
+        "learning_rate": stage.learning_rate,
+        "augment": {name: float(strength) for name, strength in stage.augment.items()},
+        "train_seconds": sum(epoch["train_seconds"] for epoch in epochs),
+        "train_core_seconds": sum(epoch["train_core_seconds"] for epoch in epochs),
+        "val_accuracy": validation.accuracy if validation else None,
+        "test_accuracy": evaluations["test"].accuracy,
+    }
+
+
+def _is_finite(evaluations: dict[str, Evaluation]) -> bool:
+    return all(math.isfinite(evaluation.loss) for evaluation in evaluations.values())
 
 
 def _epoch_line(epoch: dict[str, Any], num_epochs: int) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
-# A computation that calls Python needs Python's lock. One that runs on while the interpreter ends waits for the lock
-# forever, and the interpreter for it; so a CPU's computations are done when their call returns.
+# A computation that calls Python needs Python's lock. One that runs on while the interpreter ends waits for that
+# lock forever, and the interpreter for it; so a CPU's computations are done when their call returns.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 EXECUTE = 3  # XLA_FFI_ExecutionStage

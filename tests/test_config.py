@@ -103,10 +103,31 @@ def test_a_finished_config_takes_no_new_fields(parse):
 
 @pytest.mark.parametrize("path", sorted((config_lib.REPOSITORY / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_is_usable_and_says_how_to_run_it(path):
-    (command,) = re.findall(rf"python -m fmbench.main --config=(configs/{path.name}\S*)", path.read_text())
+    command, *_ = re.findall(rf"python -m fmbench.main --config=(configs/{path.name}\S*)", path.read_text())
     spec = str(config_lib.REPOSITORY / command)
     config = config_lib.finalize(config_lib.load_file(spec), spec)
     assert config.entry == path.stem + command.partition(".py")[2].replace(":", "-")
+
+
+def test_stages_are_cut_to_the_epochs_of_the_run(make_config):
+    def lengths(**overrides):
+        stages = config_lib.stages(make_config("configs/cnn1.py", **overrides))
+        assert [stage.augment["rotation"] for stage in stages] == [0, 8][: len(stages)]
+        return [(stage.name, stage.num_epochs, stage.last_epoch) for stage in stages]
+
+    assert lengths() == [("stage1", 10, 10), ("stage2", 50, 60)]
+    assert lengths(num_epochs=13) == [("stage1", 10, 10), ("stage2", 3, 13)]
+    assert lengths(num_epochs=10) == [("stage1", 10, 10)]
+    assert lengths(num_epochs=5, stages__stage1__num_epochs=2) == [("stage1", 2, 2), ("stage2", 3, 5)]
+    with pytest.raises(UserError, match=r"stages have 52 epochs; give --config\.num_epochs=52 too"):
+        lengths(stages__stage1__num_epochs=2)
+
+
+def test_a_config_without_stages_is_one_stage(make_config):
+    config = make_config("configs/mlp.py", augment__flip=True)
+    (stage,) = config_lib.stages(config)
+    assert (stage.num_epochs, stage.last_epoch, stage.learning_rate) == (100, 100, 1e-3)
+    assert stage.augment["flip"]
 
 
 def test_a_config_elsewhere_does_not_pass_for_one_of_ours(tmp_path):
@@ -145,6 +166,14 @@ def test_a_resnet_without_a_depth_is_refused():
         (["--config=configs/mlp.py", "--config.optimizer.nesterov=maybe"], ["config.optimizer.nesterov", "maybe"]),
         (["--config=configs/mlp.py", "--wrokdir=x"], ["wrokdir", "--help"]),
         (["--config=configs/mlp.py", "extra"], ["unexpected argument 'extra'"]),
+        (
+            ["--config=configs/cnn1.py", "--config.stages.stage2.augment.zoom=2"],
+            ["stages.stage2.augment.zoom is 2"],
+        ),
+        (["--config=configs/cnn1.py", "--config.stages.stage2.learning_rate=-1"], ["stage2.learning_rate is -1"]),
+        (["--config=configs/cnn1.py", "--config.stages.stage3.num_epochs=1"], ["no field 'stages.stage3"]),
+        (["--config=configs/cnn1.py", "--config.augment.flip"], ["runs without stages"]),
+        (["--config=configs/mlp.py", "--config.augment.mixup=-1"], ["config.augment.mixup is -1"]),
         (["--config=configs/mlp.py", "--config.batch_size=0"], ["config.batch_size is 0", "at least 1"]),
         (["--config=configs/mlp.py", "--config.eval_batch_size=-1"], ["config.eval_batch_size is -1"]),
         (["--config=configs/mlp.py", "--config.num_epochs=0"], ["config.num_epochs is 0"]),

@@ -87,12 +87,22 @@ def test_schedules_at_their_corners(make_config):
     assert schedule("constant")(10**6) == 1e-3
 
 
+def test_the_schedule_begins_anew_with_each_stage(make_config):
+    config = make_config("configs/cnn1.py", schedule__name="cosine", optimizer__learning_rate=0.5)
+    with config.unlocked():
+        config.stages.stage2.learning_rate = 0.1
+    schedule = make_schedule(config, steps_per_epoch=10)  # 100 steps, then 500
+    np.testing.assert_allclose([schedule(0), schedule(50)], [0.5, 0.25], rtol=1e-6)
+    np.testing.assert_allclose([schedule(100), schedule(350)], [0.1, 0.05], rtol=1e-6)
+    np.testing.assert_allclose([schedule(99.999), schedule(600)], 0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"optimizer__name": "adma"}, "one of sgd, adam, adamw, muon"),
         ({"schedule__name": "linear"}, "one of constant, step, cosine, onecycle"),
-        ({"schedule__name": "cosine", "schedule__warmup_epochs": 100.0}, "below config.num_epochs"),
+        ({"schedule__name": "cosine", "schedule__warmup_epochs": 100.0}, "below the number of epochs, 100"),
         ({"optimizer__weight_decay": 0.1}, "use adamw"),
     ],
 )

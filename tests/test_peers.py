@@ -94,7 +94,8 @@ def random_weights(model: str) -> dict:
 def fmbench_logits(make_job):
     """fmbench's own logits of the first images."""
     return {
-        model: fmbench_itself.FmbenchItself(protocol.Job(**make_job(model))).logits(NUM_LOGITS) for model in MODELS
+        model: fmbench_itself.FmbenchItself(protocol.Job(**make_job(model))).logits(NUM_LOGITS)
+        for model in peer_flax.MODELS
     }
 
 
@@ -247,7 +248,7 @@ def test_copies_and_wrong_weights(make_job):
 # ---------------------------------------------------------------------------- the same nets
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", peer_flax.MODELS)
 def test_stock_flax_is_the_same_net(make_job, fmbench_logits, model):
     job = make_job(model)
     system = peer_flax.StockFlax(protocol.Job(**job))
@@ -283,13 +284,13 @@ def test_peer_is_the_same_net(make_job, fmbench_logits, peer, system):
             IN_PEER.format(module=f"peer_{peer}", system=system, count=NUM_LOGITS),
         ],
         cwd=BENCHMARKS,
-        input="".join(json.dumps(make_job(model, variant=variant)) + "\n" for model in MODELS),
+        input="".join(json.dumps(make_job(model, variant=variant)) + "\n" for model in peer_flax.MODELS),
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    for model, line in zip(MODELS, done.stdout.splitlines(), strict=True):
+    for model, line in zip(peer_flax.MODELS, done.stdout.splitlines(), strict=True):
         answer = json.loads(line)
         np.testing.assert_allclose(answer["logits"], fmbench_logits[model], rtol=1e-4, atol=1e-4, err_msg=model)
         assert_same_size(model, *answer["sizes"])

@@ -11,15 +11,19 @@ import pytest
 from fmbench import checkpoint, results
 from fmbench.models import split_model
 
-# Dropout, batch norm, a validation split; some 15 ms a step, 55 steps an epoch.
+# Dropout, batch norm, a validation split, two stages; some 15 ms a step, 55 steps an epoch.
 RUN = (
     "--config=configs/cnn4.py",
     "--config.data.source=sample",
     "--config.data.split=default",
     "--config.batch_size=8",
     "--config.num_epochs=4",
+    "--config.stages.stage1.num_epochs=2",
 )
-ENTRY = "cnn4+batch_size=8+data.source=sample+data.split=default+num_epochs=4-cpu-float32-seed0"
+ENTRY = (
+    "cnn4+batch_size=8+data.source=sample+data.split=default+num_epochs=4+stages.stage1.num_epochs=2"
+    "-cpu-float32-seed0"
+)
 
 
 def places(path):
@@ -38,8 +42,9 @@ def outcome(path):
         }
         for epoch in record.history
     ]
+    stages = [(stage.name, stage.num_epochs, stage.test_accuracy, stage.val_accuracy) for stage in record.stages]
     params = jax.tree.leaves(split_model(model)[1:])
-    return params, np.load(path / "work" / "record.npy"), history, record
+    return params, np.load(path / "work" / "record.npy"), stages, history, record
 
 
 def steps_in_metrics(path):
@@ -64,18 +69,26 @@ def test_a_run_leaves_a_completed_record_and_predictions(undisturbed):
     assert record.watched == "validation"
     assert record.history[-1].val_accuracy == record.val_accuracy
     assert 0 < record.train_seconds < record.wall_seconds
+    plain, augmented = record.stages
+    assert (plain.name, plain.num_epochs, plain.augment["rotation"]) == ("stage1", 2, 0)
+    assert (augmented.name, augmented.num_epochs, augmented.augment["rotation"]) == ("stage2", 2, 8)
+    assert plain.val_accuracy == record.history[1].val_accuracy
+    assert (augmented.val_accuracy, augmented.test_accuracy) == (record.val_accuracy, record.test_accuracy)
+    assert plain.train_seconds + augmented.train_seconds == pytest.approx(record.train_seconds)
     assert record.flops_per_image > 2 * 3 * 2.1e6  # its multiplications, forward and backward
     predictions = results.read_predictions(record, undisturbed / "results" / "runs" / f"{ENTRY}.npy")
     assert predictions.shape == (200,)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
-def test_an_interrupted_run_resumes_to_the_same_bits(undisturbed, start_main, run_main, tmp_path, sent):
+@pytest.mark.parametrize(
+    ("sent", "epochs"), [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGINT, 3), (signal.SIGTERM, 2)]
+)
+def test_an_interrupted_run_resumes_to_the_same_bits(undisturbed, start_main, run_main, tmp_path, sent, epochs):
     process = start_main(*RUN, *places(tmp_path))
-    metrics = tmp_path / "work" / "metrics.jsonl"
-    while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < 2):
+    saved = tmp_path / "work" / "checkpoints" / str(55 * epochs)
+    while process.poll() is None and not saved.exists():
         time.sleep(0.01)
-    time.sleep(0.2)  # into the third epoch
+    time.sleep(0.2)  # into the next epoch
     process.send_signal(sent)
     process.communicate(timeout=60)
     if sent == signal.SIGKILL:
@@ -84,7 +97,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(undisturbed, start_main, ru
         assert process.returncode == 130
         stopped = results.read(tmp_path / "results" / "runs" / f"{ENTRY}.json")
         assert stopped.status == "interrupted"
-        assert stopped.num_epochs >= 2
+        assert stopped.num_epochs >= epochs
         assert stopped.num_steps < 220
 
     done = run_main(*RUN, *places(tmp_path))
@@ -94,7 +107,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(undisturbed, start_main, ru
     *expected, _ = outcome(undisturbed)
     assert record.num_resumes == 1
     jax.tree.map(np.testing.assert_array_equal, got[:2], expected[:2])
-    for epoch, undisturbed_epoch in zip(got[2], expected[2], strict=True):
+    assert got[2] == expected[2]
+    for epoch, undisturbed_epoch in zip(got[3], expected[3], strict=True):
         assert epoch == pytest.approx(undisturbed_epoch, rel=1e-12)
     assert steps_in_metrics(tmp_path) == [55, 110, 165, 220]
 

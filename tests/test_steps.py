@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from fmbench import datasets, input_pipeline, parallel, steps
+from fmbench import augment, datasets, input_pipeline, parallel, steps
+from fmbench import config as config_lib
 from fmbench.errors import UserError
 from fmbench.models import split_model
 from fmbench.optimizer import make_optimizer
@@ -20,7 +21,7 @@ def set_up(config, num_devices, steps_per_call=1):
     data = input_pipeline.load(config, mesh)
     tx, _ = make_optimizer(config, data.steps_per_epoch)
     graphdef, state = steps.init_state(config, tx, mesh)
-    programs, eval_program = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
+    (programs, *_), eval_program = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
     return data, state, programs, eval_program
 
 
@@ -35,18 +36,31 @@ def train(config, num_devices, num_calls, steps_per_call=1):
     return after
 
 
+AUGMENT = {
+    f"augment__{name}": strength
+    for name, strength in {
+        "rotation": 8.0,
+        "crop_padding": 2,
+        "flip": True,
+        "random_erasing": 0.5,
+        "mixup": 0.4,
+    }.items()
+}
+
+
 # cnn4 has all that could differ: dropout, batch norm, pooling. resnet has batch norm alone.
 @pytest.mark.parametrize(
-    ("spec", "layouts"),
+    ("spec", "strengths", "layouts"),
     [
-        ("configs/cnn4.py", [(8, "jit"), (1, "pmap"), (8, "pmap")]),
-        ("configs/resnet.py:8", [(8, "jit"), (8, "pmap")]),
+        ("configs/cnn4.py", {}, [(8, "jit"), (1, "pmap"), (8, "pmap")]),
+        ("configs/resnet.py:8", {}, [(8, "jit"), (8, "pmap")]),
+        ("configs/baseline.py", AUGMENT, [(8, "jit"), (8, "pmap")]),
     ],
 )
-def test_jit_and_pmap_on_one_and_eight_devices_give_the_same_numbers(make_config, spec, layouts):
+def test_jit_and_pmap_on_one_and_eight_devices_give_the_same_numbers(make_config, spec, strengths, layouts):
     # One step of SGD, seen through its parameters, and the loss of a second. Adam's first step would divide noise
     # by noise, and after several steps the kinks of ReLUs and poolings make a difference of 1e-7 any size.
-    sgd = {"batch_size": 40, "optimizer__name": "sgd", "optimizer__learning_rate": 0.1}
+    sgd = {"batch_size": 40, "optimizer__name": "sgd", "optimizer__learning_rate": 0.1, **strengths}
     (state, loss, evaluation), (_, second_loss, _) = train(make_config(spec, **sgd), num_devices=1, num_calls=2)
     for num_devices, mode in layouts:
         config = make_config(spec, **sgd, parallel=mode)
@@ -154,6 +168,49 @@ def test_the_training_step_is_adam_on_the_mean_loss(make_config):
         assert np.mean(np.abs(got - expected) > 1e-5) < 0.01
 
 
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_blends_labels_as_it_blends_images(make_config, kind):
+    """The loss of a step against the same mathematics written down plainly."""
+    config = make_config("configs/baseline.py", batch_size=48, augment__flip=True, **{f"augment__{kind}": 1.0})
+    data, state, programs, _ = set_up(config, 1)
+    graphdef, params, rest = split_model(nnx.jit(lambda: steps.make_model(config, None, config.seed))())
+    order = np.asarray(data.epoch_order(0))[:48]
+    _, metrics = programs[1].run(state, data.train_rows, data.epoch_order(0), data.seed)
+
+    dataset, settings = datasets.load("sample"), config.augment.to_dict()
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 3), 0)
+    keys = augment.example_keys(key, np.arange(48))
+    images = augment.augment(keys, dataset.train_images[order], settings)
+    labels = np.eye(10)[dataset.train_labels[order]]
+    images, share = augment.mix(keys, images, np.roll(images, -1, axis=0), settings)
+    targets = share[:, None] * labels + (1 - share[:, None]) * np.roll(labels, -1, axis=0)
+    logits = nnx.merge(graphdef, params, rest)(images[..., None] / 255)
+    expected = -(targets * jax.nn.log_softmax(logits)).sum(axis=1).mean()
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_each_stage_has_a_program_of_its_augmentation(make_config):
+    config = make_config("configs/baseline.py", batch_size=48, num_epochs=3)
+    with config.unlocked():
+        for number, flip in enumerate([False, True, False]):
+            config.stages[f"stage{number}"] = config_lib.stage(num_epochs=1)
+            config.stages[f"stage{number}"].augment.flip = flip
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    data = input_pipeline.load(config, mesh)
+    tx, _ = make_optimizer(config, data.steps_per_epoch)
+    graphdef, state = steps.init_state(config, tx, mesh)
+    programs, _ = steps.compile_programs(config, mesh, data, graphdef, tx, state, 1)
+    plain, flipped, plain_again = (stage[1] for stage in programs)
+    assert plain is plain_again
+    losses = [
+        float(
+            program.run(jax.tree.map(jnp.copy, state), data.train_rows, data.epoch_order(0), data.seed)[1]["loss"]
+        )
+        for program in (plain, flipped)
+    ]
+    assert losses[0] != losses[1]
+
+
 def test_dropout_drops_other_units_in_every_step(make_config):
     # The same images and, at a learning rate of zero, the same parameters: the masks are all that can differ.
     config = make_config("configs/mlp.py", batch_size=480, optimizer__learning_rate=0.0)
@@ -184,7 +241,13 @@ def test_the_steps_lower_for_every_platform(make_config, spec, platform, dtype):
     graphdef, state = steps.init_state(config, tx, mesh)
     shard = functools.partial(parallel.Shard, 40, axis_name=None, sharding=None)
     train_step = functools.partial(
-        steps.train_step, graphdef=graphdef, tx=tx, batch_size=40, normalization="unit", label_smoothing=0.1
+        steps.train_step,
+        graphdef=graphdef,
+        tx=tx,
+        batch_size=40,
+        normalization="unit",
+        label_smoothing=0.1,
+        augment=config.augment.to_dict(),
     )
     eval_step = functools.partial(steps.eval_step, graphdef=graphdef, normalization="unit")
     arguments = (state, data.train_rows, data.epoch_order(0), data.seed)
@@ -215,7 +278,7 @@ def test_flops_are_those_of_the_whole_batch_however_it_is_spread(make_config):
 
 
 def test_unknown_models_and_arguments_are_named(make_config):
-    with pytest.raises(UserError, match="one of mlp, cnn1"):
+    with pytest.raises(UserError, match=r"one of mlp, .*cnn1"):
         steps.make_model(make_config("configs/mlp.py", model__name="lenet"), None, 0)
     with pytest.raises(UserError, match=r"'mlp'.*depth"):
         steps.make_model(make_config("configs/resnet.py:20", model__name="mlp"), None, 0)

@@ -11,14 +11,17 @@ from typing import Any
 
 from flax import nnx
 
-from fmbench.models.cnn import CNN1, CNN3, CNN4
-from fmbench.models.mlp import MLP
+from fmbench.models.cnn import CNN1, CNN2, CNN3, CNN4, Baseline
+from fmbench.models.mlp import MLP, FullyConnected
 from fmbench.models.resnet import ResNet
 from fmbench.models.vgg import VGGLike
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
+    "fully_connected": FullyConnected,
+    "baseline": Baseline,
     "cnn1": CNN1,
+    "cnn2": CNN2,
     "cnn3": CNN3,
     "cnn4": CNN4,
     "vgg_like": VGGLike,

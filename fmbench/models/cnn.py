@@ -1,6 +1,7 @@
-"""Plain convolutional networks with one, three and four convolutions.
+"""Plain convolutional networks: 3x3 kernels, ReLU, zero biases, valid padding unless said.
 
-Source: reference system R3, in Keras. 3x3 kernels, valid padding, ReLU, Glorot-uniform kernels, zero biases.
+Sources: reference systems R0 (Baseline), R1 (CNN2) and R3 (the others, named after their convolutions), all in
+Keras; Glorot-uniform kernels unless said.
 """
 
 import functools
@@ -11,6 +12,38 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from fmbench.layers import BatchNorm, Conv, Dropout, flatten, max_pool
+
+
+class Baseline(nnx.Module):
+    """C32-MP2-Flatten-D100-D10: 542,230 parameters.
+
+    Kernels are He-uniform, the last layer's Glorot-uniform.
+
+    Args:
+        filters: Of the convolution; the variant with 64 and same padding has 1,256,150 parameters.
+        padding: 'VALID', or 'SAME' (628,630 parameters with 32 filters).
+    """
+
+    def __init__(
+        self,
+        *,
+        filters: int = 32,
+        padding: str = "VALID",
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        axis_name: str | None = None,
+    ):
+        he, glorot = nnx.initializers.he_uniform(), nnx.initializers.glorot_uniform()
+        side = 14 if padding == "SAME" else 13
+        self.conv1 = Conv(1, filters, (3, 3), padding=padding, kernel_init=he, dtype=dtype, rngs=rngs)
+        self.dense1 = nnx.Linear(side * side * filters, 100, kernel_init=he, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(100, 10, kernel_init=glorot, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """(batch, 28, 28, 1) -> logits (batch, 10)."""
+        x = nnx.relu(max_pool(self.conv1(images), 2))
+        x = nnx.relu(self.dense1(flatten(x)))
+        return self.head(x)
 
 
 class CNN1(nnx.Module):
@@ -29,6 +62,30 @@ class CNN1(nnx.Module):
         x = flatten(self.dropout1(x, train=train, rngs=rngs))
         x = nnx.relu(self.dense1(x))
         return self.head(x)
+
+
+class CNN2(nnx.Module):
+    """C64-MP2-Do.25-C32-MP2-D32-D10 with sigmoid outputs: 45,066 parameters.
+
+    Keras's sparse cross-entropy takes the outputs for probabilities and scales them so that they sum to one. Their
+    logarithms, taken for logits, give the same loss: softmax(log(s)) = s / sum(s).
+    """
+
+    def __init__(self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, axis_name: str | None = None):
+        conv, dense = _glorot_layers(dtype, rngs)
+        self.conv1 = conv(1, 64)
+        self.dropout1 = Dropout(0.25, axis_name=axis_name)
+        self.conv2 = conv(64, 32)
+        self.dense1 = dense(5 * 5 * 32, 32)
+        self.head = dense(32, 10)
+
+    def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """(batch, 28, 28, 1) -> logarithms of the sigmoids (batch, 10)."""
+        x = nnx.relu(max_pool(self.conv1(images), 2))
+        x = self.dropout1(x, train=train, rngs=rngs)
+        x = nnx.relu(max_pool(self.conv2(x), 2))
+        x = nnx.relu(self.dense1(flatten(x)))
+        return nnx.log_sigmoid(self.head(x))
 
 
 class CNN3(nnx.Module):
