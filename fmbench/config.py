@@ -18,8 +18,8 @@ from fmbench.errors import UserError
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Fields that make no other entry: the seed and the dtype stand in a record's name, and wherever the data
-# lies, it is proven to be the same.
-NOT_IN_ENTRY_NAME = ("seed", "dtype", "data.dir", "entry", "config_file")
+# and the weights lie, they are proven to be the same.
+NOT_IN_ENTRY_NAME = ("seed", "dtype", "data.dir", "features.weights", "entry", "config_file")
 
 
 def base_config() -> config_dict.ConfigDict:
@@ -51,7 +51,13 @@ def base_config() -> config_dict.ConfigDict:
     config.data.random_state = 0  # of train_test_split and of scikit-learn's KFold
     config.data.num_folds = 5  # of KFold
     config.data.fold = 0  # the fold that validates
-    config.data.normalization = "unit"  # unit: [0, 1]; symmetric: [-1, 1]; standard: mean 0, std 1
+    config.data.normalization = "unit"  # unit: [0, 1]; symmetric: [-1, 1]; standard: mean 0, std 1; none: features
+
+    config.features = config_dict.ConfigDict()  # the images as a frozen net sees them, see fmbench/features.py
+    config.features.backbone = ""  # efficientnet_lite0, vgg19; '': no features, the images themselves
+    config.features.weights = ""  # file; '': the installed package, the cache or the network
+    config.features.image_size = 112  # to which images are enlarged
+    config.features.preprocessing = "imagenet"  # or rescaled_twice, a published mistake
 
     config.model = config_dict.ConfigDict()
     config.model.name = "mlp"  # a key of fmbench.models.MODELS; further fields are the model's arguments
@@ -266,7 +272,9 @@ def _check(config: config_dict.ConfigDict) -> None:
         "dtype": ("float32", "bfloat16"),
         "parallel": ("jit", "pmap"),
         "watch": ("validation", "test", "none"),
-        "data.normalization": ("unit", "symmetric", "standard"),
+        "data.normalization": ("unit", "symmetric", "standard", "none"),
+        "features.backbone": ("", "efficientnet_lite0", "vgg19"),
+        "features.preprocessing": ("imagenet", "rescaled_twice"),
     }
     minimum = {
         "seed": 0,
@@ -277,6 +285,7 @@ def _check(config: config_dict.ConfigDict) -> None:
         "label_smoothing": 0,
         "grad_clip_norm": 0,
         "early_stopping_patience": 0,
+        "features.image_size": 32,
         "optimizer.learning_rate": 0,
         "optimizer.weight_decay": 0,
         "schedule.warmup_epochs": 0,
@@ -309,6 +318,14 @@ def _check(config: config_dict.ConfigDict) -> None:
         raise UserError(f"config.label_smoothing is {flat['label_smoothing']}; it must be below 1.")
     if flat["early_stopping_patience"] and (flat["watch"], flat["data.split"]) == ("none", "all"):
         raise UserError("config.early_stopping_patience needs config.watch='validation'.")
+    uses_features = bool(config.features.backbone)
+    if not (flat["data.normalization"] == "none") == (flat["model.name"] == "transfer_head") == uses_features:
+        raise UserError(
+            "config.features.backbone, config.model.name='transfer_head' and config.data.normalization='none' "
+            "go together; start from configs/transfer.py."
+        )
+    if uses_features and any(any(stage.augment.values()) for stage in stages(config)):
+        raise UserError("features are computed once, so the images cannot be augmented; drop config.augment.")
 
 
 def _relative_to_repository(path: str) -> str:

@@ -1,20 +1,25 @@
 """The proof that arrays are Fashion-MNIST, and a name for what they are otherwise.
 
 The sources of all hashes and first labels are the official files of the three data sets themselves.
+
+Of the old Fashion-MNIST no hash is published. It can be recognised, by its shapes and labels, but not proven: what
+is called version 'old' may be altered. So its records carry the hashes that were found.
 """
 
 import hashlib
-import struct
+from collections.abc import Mapping
 
 import numpy as np
 
+from fmbench import data_sources
 from fmbench.errors import UserError
 
 HOME_PAGE = "https://github.com/zalandoresearch/fashion-mnist"
+STANDARD, OLD = "2017-08-31", "old"  # versions: that of this day, which replaced the old one
 
 # Of the decompressed idx files. The gzipped ones differ from mirror to mirror.
 SHA256 = {
-    "2017-08-31": {
+    STANDARD: {
         "train-images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
         "train-labels": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
         "t10k-images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
@@ -46,12 +51,12 @@ FIRST_TEN_LABELS = {
     (2, 9, 6, 0, 3, 4, 4, 5, 4, 8): OLD_FASHION_MNIST,
     (0, 1, 2, 2, 3, 2, 8, 6, 5, 0): OLD_FASHION_MNIST,
 }
-MNIST_MEAN = 0.1307  # of the train pixels in [0, 1]; Fashion-MNIST has 0.2860
+MNIST_MEAN, FASHION_MNIST_MEAN = 0.1307, 0.2860  # of the train pixels in [0, 1]
 
 
 def prove(part: str, array: np.ndarray, version: str, where: str) -> None:
     """Raises UserError unless `array` is that `part`, and says what it seems to be instead."""
-    expected, found = SHA256[version][part], _sha256(array)
+    expected, found = SHA256[version][part], sha256(array)
     if found != expected:
         raise UserError(
             f"{where} is not {part} of Fashion-MNIST, version {version}: it seems to be "
@@ -60,22 +65,59 @@ def prove(part: str, array: np.ndarray, version: str, where: str) -> None:
         )
 
 
-def _sha256(array: np.ndarray) -> str:
+def recognize(arrays: Mapping[str, np.ndarray], where: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Tells which version of Fashion-MNIST the user has named.
+
+    Args:
+      arrays: the four parts.
+      where: where each part came from, for messages.
+
+    Returns:
+      The version, a key of `SHA256` and thereby proven, or `OLD`; and the hash of each part.
+
+    Raises:
+      UserError: the arrays are of no version, or of several.
+    """
+    found = {part: sha256(array) for part, array in arrays.items()}
+    if _is_old(arrays):
+        return OLD, found
+    # If some parts are wrong, the others tell what the wrong ones should be.
+    version = STANDARD
+    for part, array in arrays.items():
+        prove(part, array, version, where[part])
+    return version, found
+
+
+def _is_old(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether all we know of the old Fashion-MNIST is true: shapes, labels, the images' mean."""
+    for prefix, per_class in (("train", 6000), ("t10k", 1000)):
+        images, labels = arrays[f"{prefix}-images"], arrays[f"{prefix}-labels"]
+        if (
+            images.shape != (10 * per_class, 28, 28)
+            or labels.shape != (10 * per_class,)
+            or FIRST_TEN_LABELS.get(tuple(labels[:10].tolist())) != OLD_FASHION_MNIST
+            or np.bincount(labels).tolist() != [per_class] * 10
+            or abs(images.mean() / 255 - FASHION_MNIST_MEAN) > 0.01
+        ):
+            return False
+    return True
+
+
+def sha256(array: np.ndarray) -> str:
     """Hashes the array with the idx header it would have: the hash of the decompressed file."""
     if array.dtype != np.uint8:
         return f"none, for {array.dtype} instead of uint8"
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    digest = hashlib.sha256(header)
+    digest = hashlib.sha256(data_sources.idx_header(array))
     digest.update(np.ascontiguousarray(array).reshape(-1))
     return digest.hexdigest()
 
 
-def _guess(part: str, array: np.ndarray, sha256: str) -> str:
+def _guess(part: str, array: np.ndarray, found: str) -> str:
     """Names what took the place of `part`: the mix-ups known in the field, or plain damage."""
     for version, hashes in SHA256.items():
-        if sha256 == hashes[part]:
+        if found == hashes[part]:
             return f"version {version!r}"
-    if sha256 == MNIST_SHA256[part]:
+    if found == MNIST_SHA256[part]:
         return MNIST
     if array.ndim == 1:
         known = FIRST_TEN_LABELS.get(tuple(array[:10].tolist()))

@@ -95,6 +95,11 @@ def decode_idx(file: IdxFile) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
 
 
+def idx_header(array: np.ndarray) -> bytes:
+    """The header of a uint8 array's idx file; the array's bytes in C order are all that follows it."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+
+
 def read_directory(directory: Path) -> dict[str, IdxFile]:
     """Reads the four idx files of a directory, each with or without `.gz`."""
     if not directory.is_dir():
@@ -116,11 +121,22 @@ def _read_file(directory: Path, name: str) -> IdxFile:
     )
 
 
+def decode_directory(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Decodes the four idx files of a directory.
+
+    Returns:
+      The arrays, and the path each came from, for messages.
+    """
+    files = read_directory(directory)
+    arrays = {part: decode_idx(file) for part, file in files.items()}
+    return arrays, {part: file.where for part, file in files.items()}
+
+
 def download(base_urls: tuple[str, ...]) -> dict[str, IdxFile]:
     """Downloads the four gzipped files from whichever of the servers answers first."""
     base_url = _first_to_answer(base_urls)
     print(f"Downloading Fashion-MNIST (31 MB) from {base_url}", file=sys.stderr, flush=True)
-    return {part: _download_file(f"{base_url}{name}.gz") for part, name in FILE_NAMES.items()}
+    return {part: download_file(f"{base_url}{name}.gz") for part, name in FILE_NAMES.items()}
 
 
 def _first_to_answer(base_urls: tuple[str, ...]) -> str:
@@ -164,7 +180,7 @@ def _open(url: str) -> http.client.HTTPResponse:
     return urllib.request.urlopen(url, timeout=NO_ANSWER_SECONDS)
 
 
-def _download_file(url: str) -> IdxFile:
+def download_file(url: str) -> IdxFile:
     from tqdm import tqdm
 
     content = bytearray()

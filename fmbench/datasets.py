@@ -3,10 +3,11 @@
 The images come out of TensorFlow Datasets, without TensorFlow: a TFDS directory is prepared once
 from the four official idx files, read once, and kept as memory-mapped arrays in a cache. Whichever
 way the arrays came, they stand in the order of the idx files, and none is returned before its
-SHA-256 is proven to be that of the official file: to train on MNIST digits or on the withdrawn
-first version of Fashion-MNIST is an error with a name, not a surprising accuracy.
+SHA-256 is proven to be that of the official file: to train on MNIST digits or, unless it was asked
+for by name, on the withdrawn first version of Fashion-MNIST is an error, not a surprising accuracy.
 
-    python -m fmbench.datasets        prepares the data if need be and shows what was proven
+    python -m fmbench.datasets           prepares the data if need be and shows what was proven
+    python -m fmbench.datasets export    writes it as CSV, idx or PNG files
 """
 
 import argparse
@@ -21,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from fmbench import data_sources, data_tfds
-from fmbench.data_proof import HOME_PAGE, SHA256, prove
+from fmbench import data_csv, data_sources, data_tfds
+from fmbench.data_proof import HOME_PAGE, SHA256, STANDARD, prove, recognize
 from fmbench.errors import UserError
 
 CLASS_NAMES = (
@@ -40,19 +41,25 @@ CLASS_NAMES = (
 
 SAMPLE_DIRECTORY = Path(__file__).parents[1] / "tests" / "data"
 Arrays = dict[str, np.ndarray]  # one per part: train-images, train-labels, t10k-images, t10k-labels
+PARTS = {
+    "train_images": "train-images",
+    "train_labels": "train-labels",
+    "test_images": "t10k-images",
+    "test_labels": "t10k-labels",
+}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Proven, read-only arrays in the order of the idx files; memory-mapped, save for the sample.
+    """Read-only arrays in the order of the idx files, from the cache memory-mapped.
 
     Attributes:
       train_images: uint8 (n, 28, 28).
       train_labels: uint8 (n,), an index into `CLASS_NAMES`.
       test_images: uint8 (m, 28, 28).
       test_labels: uint8 (m,).
-      version: a key of `SHA256`.
-      sha256: the proven hash of each of the four parts.
+      version: a key of `SHA256`; or 'old', which cannot be proven (see `data_proof`).
+      sha256: the hash of each of the four parts.
     """
 
     train_images: np.ndarray
@@ -67,36 +74,37 @@ def load(source: str = "tfds", data_dir: str | None = None) -> Dataset:
     """Loads Fashion-MNIST, preparing it when this is the first time.
 
     Args:
-      source: 'tfds', the real data through TensorFlow Datasets, or 'sample', the 480 + 200 images
-        in the repository's tests.
-      data_dir: a directory with the four idx files, gzipped or not, or a TFDS data directory; None
-        or empty means `$FMBENCH_DATA_DIR`. A directory named in either way is always read and
-        proven. If none is named, the data comes from the cache, else from a TFDS directory already
-        prepared, else from `data_sources.sources`.
+      source: 'tfds', the real data through TensorFlow Datasets; 'csv' or 'idx', whichever version
+        Kaggle's two CSV files or the four idx files in `data_dir` hold, be it the old one; or
+        'sample', the 480 + 200 images in the repository's tests.
+      data_dir: for 'tfds' a directory with the four idx files, gzipped or not, or a TFDS data
+        directory; None or empty means `$FMBENCH_DATA_DIR`. A directory named in either way is
+        always read and proven. If none is named, the data comes from the cache, else from a TFDS
+        directory already prepared, else from `data_sources.sources`.
 
     Raises:
       UserError: unknown source; data that is missing, damaged or of another set; unwritable cache.
     """
+    if source == "tfds":
+        named = data_dir or os.environ.get("FMBENCH_DATA_DIR")
+        directory = Path(named).expanduser() if named else None
+        return _dataset(_load_cached(STANDARD, directory), STANDARD, SHA256[STANDARD])
     if source == "sample":
         if data_dir:
             raise UserError(f"The sample comes with the repository; drop data_dir={data_dir!r}.")
-        return _dataset(_read_idx_directory(SAMPLE_DIRECTORY, "sample"), "sample")
-    if source != "tfds":
-        raise UserError(f"Unknown data source {source!r}. The sources are 'tfds' and 'sample'.")
-    named = data_dir or os.environ.get("FMBENCH_DATA_DIR")
-    directory = Path(named).expanduser() if named else None
-    return _dataset(_load_cached("2017-08-31", directory), "2017-08-31")
+        return _dataset(_read_idx_directory(SAMPLE_DIRECTORY, "sample"), "sample", SHA256["sample"])
+    if source not in ("csv", "idx"):
+        raise UserError(f"Unknown data source {source!r}. The sources are 'tfds', 'csv', 'idx' and 'sample'.")
+    if not data_dir:
+        raise UserError(f"Data source {source!r} reads what you name: give --config.data.dir=DIR.")
+    read = data_csv.read_directory if source == "csv" else data_sources.decode_directory
+    arrays, where = read(Path(data_dir).expanduser())
+    return _dataset(arrays, *recognize(arrays, where))
 
 
-def _dataset(arrays: Arrays, version: str) -> Dataset:
-    return Dataset(
-        train_images=arrays["train-images"],
-        train_labels=arrays["train-labels"],
-        test_images=arrays["t10k-images"],
-        test_labels=arrays["t10k-labels"],
-        version=version,
-        sha256=dict(SHA256[version]),
-    )
+def _dataset(arrays: Arrays, version: str, sha256: dict[str, str]) -> Dataset:
+    fields = {field: arrays[part] for field, part in PARTS.items()}
+    return Dataset(**fields, version=version, sha256=dict(sha256))
 
 
 def split(
@@ -337,6 +345,8 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
+    from fmbench import data_export
+
     parser = argparse.ArgumentParser(
         prog="python -m fmbench.datasets",
         description="Prepares Fashion-MNIST if need be, proves it and shows what was proven.",
@@ -346,21 +356,21 @@ def main() -> None:
         help="directory with the four idx files, or a TFDS data directory (default: "
         "$FMBENCH_DATA_DIR, else the cache, a prepared TFDS directory, the network)",
     )
+    data_export.add_command(parser.add_subparsers(dest="command"))
+    arguments = parser.parse_args()
     try:
-        dataset = load(data_dir=parser.parse_args().data_dir)
+        dataset = load(data_dir=arguments.data_dir)
+        if arguments.command == "export":
+            data_export.export(dataset, arguments.format, arguments.output)
+            return
     except UserError as error:
         parser.exit(2, f"{error}\n")
     cache = cache_directory() / dataset.version
     print(f"Fashion-MNIST {dataset.version}, every part proven by its SHA-256")
     print(f"cache         {cache}, made from {(cache / 'origin.txt').read_text().strip()}")
-    for name, part in (
-        ("train_images", "train-images"),
-        ("train_labels", "train-labels"),
-        ("test_images", "t10k-images"),
-        ("test_labels", "t10k-labels"),
-    ):
-        array = getattr(dataset, name)
-        print(f"{name:<13} {array.dtype} {array.shape!s:<15} {dataset.sha256[part]}")
+    for field, part in PARTS.items():
+        array = getattr(dataset, field)
+        print(f"{field:<13} {array.dtype} {array.shape!s:<15} {dataset.sha256[part]}")
 
 
 if __name__ == "__main__":

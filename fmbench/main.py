@@ -59,7 +59,8 @@ def print_summary(run_config) -> None:
     model = nnx.merge(graphdef, state.params, state.model_state)
     terminal = sys.stdout.isatty()
     console = {"force_terminal": terminal} if terminal else {"force_terminal": False, "width": 160}
-    print(nnx.tabulate(model, jnp.zeros((1, 28, 28, 1)), compute_flops=True, console_kwargs=console))
+    shape = (run_config.model.num_features,) if run_config.features.backbone else (28, 28, 1)
+    print(nnx.tabulate(model, jnp.zeros((1, *shape)), compute_flops=True, console_kwargs=console))
 
 
 def run() -> None:

@@ -1,23 +1,40 @@
 """Classifies images with an exported model.
 
     python -m fmbench.predict --model=workdirs/mlp-cpu-float32-seed0 shirt.png boots.jpg
+    python -m fmbench.predict --model=workdirs/mlp-cpu-float32-seed0 --figure=prediction.png photos/
+    python -m fmbench.predict --model=workdirs/mlp-cpu-float32-seed0 --json - < shirt.png
 
-Images of any size are reduced to grey 28 x 28; like the data set's they should show a light article on a black
-background.
+An image may have any size and any common format; a directory stands for all image files in it, and - for the image
+on standard input. The models know one light article on a black background: an image with a light border is
+inverted, and one that is not 28 x 28 is fitted into the middle of 28 x 28 black pixels.
+
+Exit codes: 0 done, 1 an image could not be read (the others are classified), 2 something given cannot be used.
 """
 
 import argparse
+import functools
 import json
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 from flax import nnx
+from tqdm import tqdm
 
-from fmbench import checkpoint, input_pipeline
+from fmbench import checkpoint, features, input_pipeline, photos, runtime
 from fmbench.errors import UserError
+from fmbench.models import split_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BATCH_SIZE = 500
+MOST_DRAWN = 100  # rows of a figure
 
 
 def main() -> None:
@@ -27,61 +44,137 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", type=Path, required=True, help="work directory or exported model")
+    parser.add_argument(
+        "--invert",
+        choices=["auto", "yes", "no"],
+        default="auto",
+        help="turn dark into light; auto: where the border of the image is light (default)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per image")
-    parser.add_argument("images", nargs="+", type=Path, metavar="image")
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="FILE",
+        help="draw each image, as the model sees it, beside its ten probabilities; FILE ends in .png or .svg",
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="file, directory, or - for stdin")
     arguments = parser.parse_args()
+    runtime.set_up()
     try:
-        model, description = checkpoint.load_model(arguments.model)
+        sys.exit(_run(arguments))
     except UserError as error:
         print(f"fmbench.predict: {error}", file=sys.stderr)
         sys.exit(2)
 
-    failed = False
-    for path in arguments.images:
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.figure and arguments.figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure={arguments.figure}: its name must end in .png or .svg.")
+    files = [file for path in arguments.images for file in (photos.image_files(path) if path.is_dir() else [path])]
+    if arguments.figure and len(files) > MOST_DRAWN:
+        raise UserError(
+            f"--figure draws {MOST_DRAWN} images at the most, not {len(files):,}; give fewer at a time."
+        )
+    model, description = checkpoint.load_model(arguments.model)
+
+    paths, images = [], []
+    for path in tqdm(files, desc="reading", unit="image", leave=False, disable=None):
         try:
-            pixels = read_image(path)
+            images.append(photos.read_image(path, arguments.invert))
+            paths.append(path)
         except UserError as error:
-            print(f"fmbench.predict: {error}", file=sys.stderr)
-            failed = True
-            continue
-        prediction = predict(model, description, pixels)
+            tqdm.write(f"fmbench.predict: {error}", file=sys.stderr)
+    if not images:
+        return 1
+
+    starts = tqdm(range(0, len(images), BATCH_SIZE), desc="classifying", unit="batch", leave=False, disable=None)
+    probabilities = np.concatenate(
+        [classify(model, description, np.stack(images[start : start + BATCH_SIZE])) for start in starts]
+    )
+    for path, row in zip(paths, probabilities, strict=True):
+        prediction = describe(row, description["class_names"])
         if arguments.json:
             print(json.dumps({"path": str(path)} | prediction))
         else:
             top3 = ", ".join(f"{name} {probability:.1%}" for name, probability in prediction["top3"])
-            print(f"{path}: {top3}")
-    sys.exit(1 if failed else 0)
+            print(f"{path}: label {prediction['label']}, {top3}")
+    if arguments.figure:
+        from fmbench import figures  # Matplotlib takes a second to import
+
+        names = [path.name for path in paths]
+        figures.save(draw(names, images, probabilities, description["class_names"]), arguments.figure)
+    return 0 if len(images) == len(files) else 1
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Reads an image as grey levels, uint8 (28, 28).
+def logits(model: nnx.Module, description: dict[str, Any], images: np.ndarray) -> np.ndarray:
+    """What an exported model makes of one batch, computed as in the evaluation of its run.
 
-    Raises:
-        UserError: If the file is missing or no image.
+    Args:
+        model: From `checkpoint.load_model`.
+        description: Likewise.
+        images: uint8 (n, 28, 28); each n is compiled anew.
+
+    Returns:
+        float32 (n, 10).
     """
-    try:
-        with PIL.Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
-                grey = PIL.Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            else:
-                grey = image.convert("L")
-            return np.asarray(grey.resize((28, 28), PIL.Image.Resampling.LANCZOS))
-    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot read it as an image ({error}).") from error
+    graphdef, params, model_state = split_model(model)
+    normalization = description["normalization"]
+    images = features.model_input(description, images)
+    return np.asarray(_forward(params, model_state, images, graphdef=graphdef, normalization=normalization))
 
 
-def predict(model: nnx.Module, description: dict, pixels: np.ndarray) -> dict:
-    """Label, class, probability and the three likeliest classes of one image, uint8 (28, 28)."""
-    images = input_pipeline.normalize(pixels.reshape(1, 784), description["normalization"])
-    probabilities = np.asarray(jax.nn.softmax(model(images).astype("float32")))[0]
-    names = description["class_names"]
-    ranking = [int(label) for label in np.argsort(-probabilities)]
+@functools.partial(jax.jit, static_argnames=("graphdef", "normalization"))
+def _forward(
+    params: Any, model_state: Any, images: jax.Array, *, graphdef: nnx.GraphDef, normalization: str
+) -> jax.Array:
+    model = nnx.merge(graphdef, params, model_state, copy=True)
+    return model(input_pipeline.normalize(images, normalization)).astype(jnp.float32)
+
+
+def classify(model: nnx.Module, description: dict[str, Any], images: np.ndarray) -> np.ndarray:
+    """Probabilities of the classes, float32 (n, 10): the softmax of `logits`, whose arguments it takes."""
+    return np.asarray(jax.nn.softmax(logits(model, description, images)))
+
+
+def describe(probabilities: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """One image's label, class, probability and three likeliest classes, from its probabilities (10,)."""
+    ranking = [int(label) for label in np.argsort(-probabilities, stable=True)]
     return {
         "label": ranking[0],
-        "class": names[ranking[0]],
+        "class": class_names[ranking[0]],
         "probability": float(probabilities[ranking[0]]),
-        "top3": [(names[label], float(probabilities[label])) for label in ranking[:3]],
+        "top3": [(class_names[label], float(probabilities[label])) for label in ranking[:3]],
     }
+
+
+def draw(
+    names: Sequence[str], images: Sequence[np.ndarray], probabilities: np.ndarray, class_names: Sequence[str]
+) -> "Figure":
+    """A row for each image: the image beside a bar for each class.
+
+    Args:
+        names: What to write above the images.
+        images: uint8 (28, 28) each.
+        probabilities: (n, 10).
+        class_names: Ten.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(7, 2.4 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=[1, 2])
+    for (left, right), name, image, row in zip(grid, names, images, probabilities, strict=True):
+        left.imshow(image, cmap="gray", vmin=0, vmax=255)
+        left.set_axis_off()
+        left.set_title(textwrap.fill(name, 28), fontsize=9, parse_math=False)
+        bars = right.barh(class_names, row)
+        right.bar_label(bars, fmt="{:.1%}", padding=2, fontsize=7)
+        right.invert_yaxis()  # class 0 on top
+        right.set_xlim(0, 1)
+        right.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+        right.tick_params(labelsize=8)
+        right.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 if __name__ == "__main__":

@@ -172,6 +172,7 @@ def _run(
                 "model": config.model.to_dict(),
                 "dtype": config.dtype,
                 "normalization": config.data.normalization,
+                "features": config.features.to_dict(),
                 "class_names": datasets.CLASS_NAMES,
                 "test_accuracy": evaluations["test"].accuracy,
             }

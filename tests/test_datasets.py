@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import KFold, train_test_split
 
-from fmbench import data_proof, data_sources, data_tfds, datasets
+from fmbench import data_proof, data_sources, data_tfds, datasets, leaderboard, results
 from fmbench.errors import UserError
 
 SAMPLE = datasets.SAMPLE_DIRECTORY
@@ -82,7 +82,7 @@ def test_hash_of_an_array_is_the_hash_of_its_idx_file():
 
 
 def test_unknown_source_names_the_sources():
-    with pytest.raises(UserError, match=r"'parquet'.*'tfds' and 'sample'"):
+    with pytest.raises(UserError, match=r"'parquet'.*'tfds', 'csv', 'idx' and 'sample'"):
         datasets.load("parquet")
 
 
@@ -202,6 +202,109 @@ def test_sample_is_not_taken_for_the_real_data(monkeypatch):
     monkeypatch.setenv("FMBENCH_DATA_DIR", str(SAMPLE))
     with pytest.raises(UserError, match="version 2017-08-31: it seems to be version 'sample'"):
         datasets.load()
+
+
+# The old Fashion-MNIST, which is not at hand: a stand-in with all that is known of it.
+
+
+def old_labels(first_ten: Sequence[int], per_class: int) -> np.ndarray:
+    """Labels that begin with `first_ten`, equally many of each class."""
+    rest = np.repeat(np.arange(10), per_class - np.bincount(first_ten, minlength=10))
+    return np.concatenate([first_ten, rest]).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def old() -> datasets.Arrays:
+    """Images of one grey each, of the mean that Fashion-MNIST has."""
+    arrays = {}
+    greys = np.linspace(50, 96, 10).astype(np.uint8)
+    for prefix, first_ten, per_class in (
+        ("train", (2, 9, 6, 0, 3, 4, 4, 5, 4, 8), 6000),
+        ("t10k", (0, 1, 2, 2, 3, 2, 8, 6, 5, 0), 1000),
+    ):
+        labels = old_labels(first_ten, per_class)
+        arrays[f"{prefix}-images"] = np.repeat(greys[labels], 784).reshape(-1, 28, 28)
+        arrays[f"{prefix}-labels"] = labels
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def old_idx(old, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("old")
+    for part, name in data_sources.FILE_NAMES.items():
+        (directory / name).write_bytes(data_sources.idx_header(old[part]) + old[part].tobytes())
+    return directory
+
+
+def test_the_old_data_is_a_version_of_its_own_where_its_files_are_asked_for(old, old_idx):
+    dataset = datasets.load("idx", str(old_idx))
+    assert dataset.version == "old"
+    for part, name in data_sources.FILE_NAMES.items():
+        assert dataset.sha256[part] == hashlib.sha256((old_idx / name).read_bytes()).hexdigest()
+    np.testing.assert_array_equal(dataset.test_labels, old["t10k-labels"])
+
+
+def test_the_old_data_is_an_error_where_the_standard_data_is_asked_for(old_idx):
+    with pytest.raises(UserError, match=r"is not train-images of Fashion-MNIST, version 2017-08-31"):
+        datasets.load("tfds", str(old_idx))
+
+
+def changed(array: np.ndarray, place: int, value: int) -> np.ndarray:
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("part", "spoil"),
+    [
+        ("train-images", lambda array: array[:-1]),
+        ("t10k-images", lambda array: array.reshape(-1, 14, 56)),
+        ("train-images", lambda array: np.full_like(array, 33)),  # as dark as MNIST
+        ("t10k-images", lambda array: array * 2),
+        ("train-labels", lambda array: array[:-1]),
+        ("train-labels", lambda array: np.concatenate([array[10:], array[:10]])),  # the first ten are others
+        ("t10k-labels", lambda array: np.concatenate([array[10:], array[:10]])),
+        ("t10k-labels", lambda array: changed(array, -1, 1)),  # a class has one too few
+    ],
+)
+def test_what_only_resembles_the_old_data_is_an_error(old, part, spoil):
+    arrays = {**old, part: spoil(old[part])}
+    with pytest.raises(UserError, match="somewhere is not train-images of Fashion-MNIST, version 2017-08-31"):
+        data_proof.recognize(arrays, dict.fromkeys(arrays, "somewhere"))
+
+
+def test_one_wrong_part_among_good_ones_is_the_one_named(old):
+    arrays = datasets._read_idx_directory(SAMPLE, "sample") | {"t10k-labels": old["t10k-labels"]}
+    with pytest.raises(UserError, match=r"t10k-labels of Fashion-MNIST, version sample: .* the old Fashion-MNIST"):
+        data_proof.recognize(arrays, dict.fromkeys(arrays, "somewhere"))
+
+
+def test_idx_files_of_any_version_may_be_named():
+    dataset = datasets.load("idx", str(SAMPLE))
+    assert (dataset.version, dataset.sha256) == ("sample", datasets.SHA256["sample"])
+
+
+def test_a_run_on_the_old_data_leaves_its_labels_and_has_a_table_of_its_own(run_main, old_idx, tmp_path):
+    results_dir = tmp_path / "results"
+    done = run_main(
+        "--config=configs/mlp.py",
+        "--config.data.source=idx",
+        f"--config.data.dir={old_idx}",
+        "--config.num_epochs=1",
+        "--config.batch_size=1000",
+        f"--workdir={tmp_path / 'work'}",
+        f"--results_dir={results_dir}",
+    )
+    assert done.returncode == 0, done.stderr
+    ((path, record),) = results.read_all(results_dir).items()
+    assert record.data_version == "old"
+    assert path.stem.endswith("-seed0-old")
+    (labels,) = (results_dir / "labels").iterdir()
+    assert labels.stem == record.data_sha256["t10k-labels"]
+    leaderboard.verify_accuracies({path: record})
+    text = leaderboard.render(results_dir, {path: record})[results_dir / "leaderboard.md"]
+    assert "float32, old data (withdrawn 2017-08-31)\n" in text
 
 
 # Through TFDS and the cache.

@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
-from fake_records import VERSION, fake_dataset, make_record, make_unfinished, predictions_with, publish
+from fake_records import LABELS, VERSION, fake_dataset, make_record, make_unfinished, predictions_with, publish
 
-from fmbench import datasets, leaderboard, results
+from fmbench import data_proof, datasets, leaderboard, results
+from fmbench.results import RunRecord
 
 REPOSITORY = Path(__file__).parents[1]
 MARKS = "\n\n".join(leaderboard.README_MARKS)
@@ -164,7 +166,7 @@ def test_code_that_is_no_commit_is_marked(results_dir, run, dirty, marked):
 )
 def test_runs_under_other_conditions_stand_in_another_table(results_dir, run, monkeypatch, other):
     if "data_version" in other:
-        monkeypatch.setattr(leaderboard, "_labels", lambda record: fake_dataset().test_labels)
+        monkeypatch.setattr(leaderboard, "_labels", lambda path, record: fake_dataset().test_labels)
     publish(make_record("a", wrong=0), results_dir, wrong=0)
     publish(make_record("b", wrong=100, **other), results_dir, wrong=100)
     assert run()[0] == 0
@@ -173,6 +175,49 @@ def test_runs_under_other_conditions_stand_in_another_table(results_dir, run, mo
     titles = re.findall(r"^## (.*)", text, flags=re.MULTILINE)
     assert len(set(titles)) == 2
     assert f"1 x Abacus 9 (2 cores), float32, data of {VERSION}" in titles
+
+
+def make_old(entry: str, wrong: int, train_images: str = "a" * 64) -> RunRecord:
+    sha256 = {"train-images": train_images, "t10k-labels": data_proof.sha256(LABELS)}
+    return make_record(entry, wrong=wrong, data_version="old", data_sha256=sha256)
+
+
+def publish_labels(results_dir: Path) -> Path:
+    path = results_dir / "labels" / f"{data_proof.sha256(LABELS)}.npy"
+    path.parent.mkdir()
+    np.save(path, LABELS)
+    return path
+
+
+def test_runs_on_the_old_data_have_a_table_of_their_own_and_are_checked(results_dir, run):
+    publish(make_record("a", wrong=0), results_dir, wrong=0)
+    publish(make_record("b", wrong=10), results_dir, wrong=10)
+    publish(make_old("a", wrong=20), results_dir, wrong=20)
+    path = publish(make_old("b", wrong=40), results_dir, wrong=40)
+    labels = publish_labels(results_dir)
+    assert run() == (0, ANY, "")
+    text = (results_dir / "leaderboard.md").read_text()
+    assert re.findall(r"^## (.*)", text, flags=re.MULTILINE) == [
+        f"1 x Abacus 9 (2 cores), float32, data of {VERSION}",
+        "1 x Abacus 9 (2 cores), float32, old data (withdrawn 2017-08-31)",
+    ]
+    assert [[row[3] for row in rows] for rows in tables(text)] == [
+        ["100.00 (1)", "95.00 (1)"],
+        ["90.00 (1)", "80.00 (1)"],
+    ]
+    edit(path, test_accuracy=0.99)
+    assert "test_accuracy is 0.99, but its predictions give 0.8" in run("--check")[2]
+    labels.unlink()
+    assert f"{labels}: cannot read the true labels" in run("--check")[2]
+
+
+def test_different_old_data_are_not_ranked_together(results_dir, run):
+    publish_labels(results_dir)
+    publish(make_old("a", wrong=0), results_dir, wrong=0)
+    publish(make_old("b", wrong=9, train_images="b" * 64), results_dir, wrong=9)
+    code, _, err = run()
+    assert code == 2
+    assert "b-cpu-float32-seed0-old.json were made on different data, both called version 'old'" in err
 
 
 def test_the_sample_never_reaches_the_leaderboard(results_dir, run):
@@ -236,11 +281,11 @@ def test_different_configs_make_no_row(results_dir, run, change, said):
 
 
 def test_seeds_may_find_the_data_in_different_places(results_dir, run):
-    for seed, place in enumerate([None, "here"]):
-        data = make_record().config["data"] | {"dir": place}
+    for seed, place in enumerate([{"dir": None}, {"dir": "here"}, {"source": "csv", "dir": "there"}]):
+        data = make_record().config["data"] | place
         publish(make_record(seed=seed, config={"data": data}), results_dir)
     assert run()[0] == 0
-    assert table(results_dir)[0][3] == "90.00 ± 0.00 (2)"
+    assert table(results_dir)[0][3] == "90.00 ± 0.00 (3)"
 
 
 def test_a_copied_record_is_no_further_seed(results_dir, run):

@@ -27,6 +27,8 @@ SIZES = {
     # The paper's 272,474 on colour images, less the stem's two more input channels (2 * 9 * 16), and with neither
     # biases nor projections; 688 channels have running means and variances.
     ("resnet", (("depth", 20),)): (269_434 + 2 * 688, 269_434),
+    ("transfer_head", (("num_features", 8192),)): (4_199_946, 4_199_946),
+    ("transfer_head", (("num_features", 1280),)): (661_002, 661_002),
 }
 
 
@@ -51,7 +53,8 @@ def test_parameter_counts(size):
 def test_logits(size, dtype):
     name, arguments = size
     arguments = [("depth", 8)] if name == "resnet" else arguments  # compiles sooner
-    images = np.random.default_rng(0).random((3, 28, 28, 1), np.float32)
+    shape = (dict(arguments)["num_features"],) if name == "transfer_head" else (28, 28, 1)
+    images = np.random.default_rng(0).random((3, *shape), np.float32)
 
     @jax.jit
     def logits(images):

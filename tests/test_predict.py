@@ -1,9 +1,13 @@
 """Images in, labels out: from an exported model, in a process of its own."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +15,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from flax import nnx
+from matplotlib.container import BarContainer
 
-from fmbench import checkpoint, datasets, parallel, predict
-from fmbench.errors import UserError
+from fmbench import checkpoint, datasets, parallel, predict, runtime
 from fmbench.models import MODELS, split_model
 
 REPOSITORY = Path(__file__).parents[1]
@@ -50,27 +54,51 @@ def workdir(model, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.fixture
+def paths(pixels, tmp_path) -> list[Path]:
+    """The pixels as PNG files 0.png to 3.png."""
+    return [save(tmp_path / f"{k}.png", image) for k, image in enumerate(pixels)]
+
+
+@pytest.fixture
+def run_predict(monkeypatch, capsys):
+    """Runs `fmbench.predict` here: exit code, standard output and standard error."""
+    monkeypatch.setattr(runtime, "set_up", lambda: None)  # is for a process of its own
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            predict.main()
+        captured = capsys.readouterr()
+        return int(end.value.code or 0), captured.out, captured.err
+
+    return run
+
+
 def save(path: Path, pixels: np.ndarray) -> Path:
     PIL.Image.fromarray(pixels).save(path)
     return path
 
 
-def run_main(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of `fmbench.predict` with these arguments."""
-    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        predict.main()
-    captured = capsys.readouterr()
-    return int(end.value.code or 0), captured.out, captured.err
+def told(out: str) -> list[dict]:
+    return [json.loads(line) for line in out.splitlines()]
 
 
-def test_a_fresh_process_predicts_what_this_one_does(model, workdir, pixels, tmp_path):
-    paths = [save(tmp_path / f"{k}.png", image) for k, image in enumerate(pixels)]
+# What `python -m fmbench.predict` does, where only Matplotlib cannot be imported.
+WITHOUT_MATPLOTLIB = """
+import runpy, sys
+sys.modules["matplotlib"] = None
+runpy.run_module("fmbench.predict", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_fresh_process_without_data_predicts_what_this_one_does(model, workdir, pixels, paths, tmp_path):
     (tmp_path / "broken.png").write_bytes(paths[0].read_bytes()[:100])
     arguments = [*paths[:3], tmp_path / "broken.png", tmp_path / "absent.png", *paths[3:]]
     process = subprocess.run(
-        [sys.executable, "-m", "fmbench.predict", f"--model={workdir}", "--json", *arguments],
+        [sys.executable, "-c", WITHOUT_MATPLOTLIB, f"--model={workdir}", "--json", *arguments],
         cwd=REPOSITORY,
+        env=os.environ | {"FMBENCH_CACHE": str(tmp_path / "cache"), "FMBENCH_DATA_DIR": "/nowhere"},
         capture_output=True,
         text=True,
         check=False,
@@ -78,35 +106,150 @@ def test_a_fresh_process_predicts_what_this_one_does(model, workdir, pixels, tmp
     assert process.returncode == 1, process.stderr
     for line, name in zip(process.stderr.splitlines(), ("broken.png", "absent.png"), strict=True):
         assert line.startswith(f"fmbench.predict: {tmp_path / name}: cannot read it as an image")
-    told = [json.loads(line) for line in process.stdout.splitlines()]
-    assert [prediction["path"] for prediction in told] == [str(path) for path in paths]
-    for prediction, image in zip(told, pixels, strict=True):
-        here = predict.predict(model, DESCRIPTION, image)
-        assert prediction.keys() == here.keys() | {"path"}
-        assert prediction["label"] == here["label"]
-        assert prediction["class"] == datasets.CLASS_NAMES[here["label"]]
-        assert prediction["probability"] == pytest.approx(here["probability"], rel=1e-4)
-        assert [name for name, _ in prediction["top3"]] == [name for name, _ in here["top3"]]
+    predictions = told(process.stdout)
+    assert [prediction["path"] for prediction in predictions] == [str(path) for path in paths]
+    for prediction, row in zip(predictions, predict.classify(model, DESCRIPTION, pixels), strict=True):
+        assert list(prediction) == ["path", "label", "class", "probability", "top3"]
+        ranking = np.argsort(-row)
+        assert prediction["label"] == ranking[0]
+        assert prediction["class"] == datasets.CLASS_NAMES[ranking[0]]
+        assert prediction["probability"] == pytest.approx(row[ranking[0]], rel=1e-4)
+        assert prediction["top3"] == [
+            [datasets.CLASS_NAMES[k], pytest.approx(row[k], rel=1e-4)] for k in ranking[:3]
+        ]
 
 
-def test_the_prediction_is_the_softmax_of_the_logits(model, pixels):
-    prediction = predict.predict(model, DESCRIPTION, pixels[0])
-    logits = np.asarray(model((pixels[:1].reshape(1, 28, 28, 1) / 255 - 0.5) * 2))[0]
-    probabilities = np.exp(logits) / np.exp(logits).sum()
-    ranking = np.argsort(-probabilities)
-    assert prediction["label"] == ranking[0]
-    assert prediction["probability"] == pytest.approx(probabilities[ranking[0]], rel=1e-4)
-    assert prediction["top3"] == [
-        (datasets.CLASS_NAMES[k], pytest.approx(probabilities[k], rel=1e-4)) for k in ranking[:3]
-    ]
+def test_probabilities_are_the_softmax_of_the_logits(model, pixels):
+    logits = np.asarray(model((pixels.reshape(4, 28, 28, 1) / 255 - 0.5) * 2))
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    probabilities = predict.classify(model, DESCRIPTION, pixels)
+    assert (probabilities.shape, probabilities.dtype) == ((4, 10), np.float32)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-4)
+    np.testing.assert_allclose(predict.logits(model, DESCRIPTION, pixels), logits, rtol=1e-4, atol=1e-5)
 
 
-def test_an_exported_model_may_be_named_itself(workdir, pixels, tmp_path, monkeypatch, capsys):
-    path = save(tmp_path / "shirt.png", pixels[0])
-    code, out, err = run_main(monkeypatch, capsys, "--model", workdir / "model", path)
+def test_the_prediction_is_the_likeliest_class():
+    probabilities = np.array([0, 0.1, 0, 0.2, 0, 0, 0.5, 0.2, 0, 0], np.float32)
+    assert predict.describe(probabilities, datasets.CLASS_NAMES) == {
+        "label": 6,
+        "class": "Shirt",
+        "probability": 0.5,
+        "top3": [("Shirt", 0.5), ("Dress", pytest.approx(0.2)), ("Sneaker", pytest.approx(0.2))],
+    }
+
+
+def test_people_are_told_label_class_and_probabilities(workdir, paths, run_predict):
+    code, out, err = run_predict("--model", workdir / "model", paths[0])
     assert (code, err) == (0, "")
-    assert out.startswith(f"{path}: ")
-    assert out.count("%") == 3
+    code, json_out, _ = run_predict("--model", workdir / "model", paths[0], "--json")
+    (prediction,) = told(json_out)
+    top3 = ", ".join(f"{name} {probability:.1%}" for name, probability in prediction["top3"])
+    assert out == f"{paths[0]}: label {prediction['label']}, {top3}\n"
+
+
+def test_directories_and_standard_input_stand_for_their_images(
+    workdir, pixels, paths, tmp_path, run_predict, monkeypatch
+):
+    (tmp_path / "notes.txt").write_text("no image")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(paths[1].read_bytes())))
+    code, out, err = run_predict("--model", workdir, "--json", "-", tmp_path)
+    assert (code, err) == (0, "")
+    first, *others = told(out)
+    assert [prediction["path"] for prediction in others] == [str(path) for path in paths]
+    assert first == others[1] | {"path": "-"}
+
+
+def test_the_training_data_are_not_needed(workdir, paths, run_predict, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("predict loaded the training data")
+
+    monkeypatch.setattr(datasets, "load", refuse)
+    assert run_predict("--model", workdir, *paths)[0] == 0
+
+
+def test_images_are_classified_in_batches(workdir, paths, run_predict, monkeypatch):
+    logits = mock.Mock(wraps=predict.logits)
+    monkeypatch.setattr(predict, "logits", logits)
+    _, at_once, _ = run_predict("--model", workdir, "--json", *paths)
+    monkeypatch.setattr(predict, "BATCH_SIZE", 3)
+    _, in_batches, _ = run_predict("--model", workdir, "--json", *paths)
+    assert [len(call.args[2]) for call in logits.call_args_list] == [4, 3, 1]
+    for one, other in zip(told(at_once), told(in_batches), strict=True):
+        assert (one["path"], one["label"]) == (other["path"], other["label"])
+        assert one["probability"] == pytest.approx(other["probability"], rel=1e-4)
+
+
+def test_negatives_are_inverted_unless_it_is_forbidden(workdir, pixels, tmp_path, run_predict, monkeypatch):
+    logits = mock.Mock(return_value=np.zeros((2, 10), np.float32))
+    monkeypatch.setattr(predict, "logits", logits)
+    positive, negative = pixels[0], 255 - pixels[0]
+    files = [save(tmp_path / "p.png", positive), save(tmp_path / "n.png", negative)]
+    for flags in ([], ["--invert=auto"], ["--invert=yes"], ["--invert=no"]):
+        assert run_predict("--model", workdir, *flags, *files)[0] == 0
+    seen = [call.args[2] for call in logits.call_args_list]
+    automatic = [positive, positive]
+    np.testing.assert_array_equal(seen, [automatic, automatic, [negative, positive], [positive, negative]])
+
+
+def test_nothing_readable_is_exit_code_1_and_no_figure(workdir, tmp_path, run_predict):
+    code, out, err = run_predict("--model", workdir, f"--figure={tmp_path / 'f.png'}", tmp_path / "absent.png")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "f.png").exists()
+
+
+def test_a_figure_shows_each_image_as_the_model_sees_it_beside_its_probabilities(pixels):
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(10), size=2).astype(np.float32)
+    figure = predict.draw(["a$b$.png", "c" * 100], list(pixels[:2]), probabilities, datasets.CLASS_NAMES)
+    figure.draw_without_rendering()
+    left, right = figure.axes[::2], figure.axes[1::2]
+    for axes, image in zip(left, pixels[:2], strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+        assert axes.images[0].get_clim() == (0, 255)
+    assert left[0].get_title() == "a$b$.png"
+    for axes, row in zip(right, probabilities, strict=True):
+        (bars,) = axes.containers
+        assert isinstance(bars, BarContainer)
+        np.testing.assert_array_equal(bars.datavalues, row)
+        assert [label.get_text() for label in axes.get_yticklabels()] == list(datasets.CLASS_NAMES)
+        assert axes.yaxis_inverted()
+
+
+@pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_figures_are_written_as_their_name_says(workdir, paths, tmp_path, run_predict, ending, magic):
+    figure = tmp_path / f"prediction.{ending}"
+    code, out, err = run_predict("--model", workdir, f"--figure={figure}", *paths[:2])
+    assert (code, out.count("\n"), err) == (0, 2, "")
+    assert figure.read_bytes().startswith(magic)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--figure=x.pdf", "shirt.png"], "--figure=x.pdf: its name must end in .png or .svg."),
+        (["--figure=x.png", *["shirt.png"] * 101], "--figure draws 100 images at the most, not 101;"),
+        (["fmbench/models/../../configs"], "no images in this directory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(workdir, monkeypatch, run_predict, arguments, said):
+    monkeypatch.chdir(REPOSITORY)
+    code, out, err = run_predict("--model", workdir, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("fmbench.predict: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_figure_that_cannot_be_written_is_one_line(workdir, paths, run_predict):
+    code, _, err = run_predict("--model", workdir, f"--figure={paths[1]}/f.png", paths[0])
+    assert code == 2
+    assert err.count("\n") == 1
+
+
+def test_images_must_be_named(workdir, run_predict):
+    code, _, err = run_predict("--model", workdir)
+    assert code == 2
+    assert "the following arguments are required: image" in err
 
 
 @pytest.mark.parametrize(
@@ -121,57 +264,10 @@ def test_an_exported_model_may_be_named_itself(workdir, pixels, tmp_path, monkey
         ),
     ],
 )
-def test_a_place_without_a_model_is_one_line(tmp_path, monkeypatch, capsys, content, said):
+def test_a_place_without_a_model_is_one_line(tmp_path, run_predict, content, said):
     if content is not None:
         (tmp_path / "model.json").write_text(content)
-    code, out, err = run_main(monkeypatch, capsys, "--model", tmp_path, "shirt.png")
+    code, out, err = run_predict("--model", tmp_path, "shirt.png")
     assert (code, out) == (2, "")
     assert err.startswith(f"fmbench.predict: {tmp_path} {said}")
     assert err.count("\n") == 1
-
-
-# Reading images.
-
-
-def test_pixels_of_the_right_size_are_taken_as_they_are(pixels, tmp_path):
-    np.testing.assert_array_equal(predict.read_image(save(tmp_path / "grey.png", pixels[0])), pixels[0])
-
-
-@pytest.mark.parametrize(
-    ("mode", "size"), [("RGB", (28, 28)), ("RGBA", (300, 200)), ("L", (1, 1)), ("P", (28, 56)), ("1", (90, 28))]
-)
-def test_other_modes_and_sizes_become_grey_28_by_28(mode, size, tmp_path):
-    PIL.Image.new(mode, size, color="white" if mode != "1" else 1).save(tmp_path / "white.png")
-    white = predict.read_image(tmp_path / "white.png")
-    assert (white.shape, white.dtype) == ((28, 28), np.uint8)
-    assert (white == 255).all()
-
-
-def test_colours_become_their_luminance(tmp_path):
-    PIL.Image.new("RGB", (28, 28), (255, 0, 0)).save(tmp_path / "red.png")
-    assert (predict.read_image(tmp_path / "red.png") == 76).all()  # 0.299 * 255
-
-
-def test_sixteen_bits_are_scaled_not_cut_off(pixels, tmp_path):
-    deep = pixels[0].astype(np.uint16) * 257
-    np.testing.assert_array_equal(predict.read_image(save(tmp_path / "deep.png", deep)), pixels[0])
-
-
-def test_reducing_keeps_the_picture(pixels, tmp_path):
-    large = np.kron(pixels[0], np.ones((8, 8), np.uint8))
-    reduced = predict.read_image(save(tmp_path / "large.png", large))
-    assert np.abs(reduced.astype(int) - pixels[0]).mean() < 10
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
-def test_what_is_no_image_is_named(tmp_path, content):
-    (tmp_path / "broken.png").write_bytes(content)
-    with pytest.raises(UserError, match=r"broken\.png: cannot read it as an image"):
-        predict.read_image(tmp_path / "broken.png")
-
-
-def test_an_image_that_claims_to_be_huge_is_named(tmp_path, monkeypatch):
-    path = save(tmp_path / "bomb.png", np.zeros((28, 28), np.uint8))
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match=r"bomb\.png: cannot read it as an image"):
-        predict.read_image(path)

@@ -1,5 +1,6 @@
 """What a record may say, how it is written and read, and what is noticed."""
 
+import dataclasses
 import json
 import os
 import stat
@@ -9,10 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fake_records import LABELS, make_record, make_unfinished, predictions_with, publish
+from fake_records import LABELS, fake_dataset, make_record, make_unfinished, predictions_with, publish
 
-from fmbench import results
+from fmbench import data_proof, datasets, results
 from fmbench.errors import UserError
+from fmbench.results import RunRecord
 
 
 @pytest.fixture
@@ -241,6 +243,72 @@ def test_otherwise_the_newer_record_replaces_the_older(stem, tmp_path):
         assert record.status == status
 
 
+# The true labels of the old data.
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch) -> RunRecord:
+    """A record on old data, which lie where its config says; written to <tmp_path>/old."""
+    sha256 = {"t10k-labels": data_proof.sha256(LABELS)}
+    dataset = dataclasses.replace(fake_dataset("old"), sha256=sha256)
+    monkeypatch.setattr(datasets, "load", lambda *arguments: {("csv", "kaggle"): dataset}[arguments])
+    data = make_record().config["data"] | {"source": "csv", "dir": "kaggle"}
+    record = make_record(data_version="old", data_sha256=sha256, config={"data": data})
+    results.write(record, predictions_with(wrong=20), tmp_path / "old")
+    return record
+
+
+def test_the_labels_of_old_data_are_published_with_the_first_record(old, tmp_path, monkeypatch):
+    results.publish(tmp_path / "old", tmp_path / "results")
+    np.testing.assert_array_equal(results.read_labels(old, tmp_path / "results"), LABELS)
+    monkeypatch.setattr(datasets, "load", None)
+    results.publish(tmp_path / "old", tmp_path / "results")
+
+
+def test_the_labels_of_other_data_are_not_published(stem, tmp_path):
+    results.publish(stem, tmp_path / "results")
+    assert not (tmp_path / "results" / "labels").exists()
+
+
+def test_data_that_changed_since_give_no_labels(old, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load", lambda source, place: fake_dataset("old"))
+    with pytest.raises(UserError, match="kaggle no longer holds the data of mlp-cpu-float32-seed0-old"):
+        results.publish(tmp_path / "old", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (None, "cannot read the true labels"),
+        (predictions_with(wrong=1), "not the labels its name says"),
+        (LABELS.astype(np.int64), "not the labels its name says"),
+        (LABELS[:-1], "not the labels its name says"),
+    ],
+)
+def test_missing_or_altered_labels_are_named(old, tmp_path, labels, said):
+    results.publish(tmp_path / "old", tmp_path / "results")
+    (path,) = (tmp_path / "results" / "labels").iterdir()
+    path.unlink()
+    if labels is not None:
+        np.save(path, labels)
+    with pytest.raises(UserError, match=f"{path}: {said}"):
+        results.read_labels(old, tmp_path / "results")
+
+
+def test_labels_for_another_number_of_predictions_are_refused(old, tmp_path):
+    results.publish(tmp_path / "old", tmp_path / "results")
+    with pytest.raises(UserError, match="not the labels its name says"):
+        results.read_labels(old.model_copy(update={"num_test": 100}), tmp_path / "results")
+
+
+def test_a_place_where_labels_cannot_be_written_is_named(old, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "labels").write_text("a file where a folder should be")
+    with pytest.raises(UserError, match=r"labels/\w+\.npy: cannot write the true labels"):
+        results.publish(tmp_path / "old", tmp_path / "results")
+
+
 # Names.
 
 
@@ -261,6 +329,10 @@ def test_otherwise_the_newer_record_replaces_the_older(stem, tmp_path):
 )
 def test_name(changes, name):
     assert make_record("resnet-20", 3, environment=changes).name == name
+
+
+def test_a_run_on_the_old_data_has_another_name():
+    assert make_record(data_version="old").name == "mlp-cpu-float32-seed0-old"
 
 
 def test_a_renamed_record_is_refused(tmp_path):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fmbench.statistics import mean_and_std, median_with_misses, paired_p_value, shared_ranks
+from fmbench.statistics import (
+    corrected_resampled_t_test,
+    holm,
+    mean_and_std,
+    median_with_misses,
+    paired_p_value,
+    shared_ranks,
+)
 
 
 def rights(*wrong: range, num_images: int = 100) -> np.ndarray:
@@ -94,3 +101,51 @@ def test_shared_ranks():
     assert shared_ranks(rows, alpha=0.1) == [1, 2, 3, 4, 5]
     assert shared_ranks(rows[:1]) == [1]
     assert shared_ranks([]) == []
+
+
+# Cross-validation: reference system R0's published folds, in percent.
+BASELINE = [91.200, 91.217, 90.958, 91.242, 91.317]
+SAME = [90.875, 91.442, 91.242, 91.275, 91.450]
+
+
+def test_corrected_resampled_t_test_worked_out_by_hand():
+    # Differences 1, 2, 3: mean 2, s = 1; a quarter as many test as train images makes the variance 1/3 + 1/4.
+    # With 2 degrees of freedom the t distribution has a closed form.
+    difference = corrected_resampled_t_test([5, 5, 5], [6, 7, 8], num_train=100, num_test=25)
+    standard_error = math.sqrt(1 / 3 + 1 / 4)
+    t = 2 / standard_error
+    assert difference.mean == 2
+    assert difference.p_value == pytest.approx(1 - t / math.sqrt(2 + t**2))
+    assert difference.low == pytest.approx(2 - 4.302653 * standard_error)  # from a table of t
+    assert difference.high == pytest.approx(2 + 4.302653 * standard_error)
+
+
+def test_corrected_resampled_t_test_without_its_correction_is_the_paired_t_test():
+    plain = stats.ttest_rel(SAME, BASELINE)
+    difference = corrected_resampled_t_test(BASELINE, SAME, num_train=1, num_test=0)
+    interval = plain.confidence_interval()
+    assert difference == pytest.approx((np.mean(SAME) - np.mean(BASELINE), *interval, plain.pvalue))
+    # 5 folds of 60,000: the factor is 1/5 + 1/4 instead of 1/5.
+    corrected = corrected_resampled_t_test(BASELINE, SAME, num_train=48_000, num_test=12_000)
+    t = plain.statistic / math.sqrt((1 / 5 + 1 / 4) / (1 / 5))
+    assert corrected.p_value == pytest.approx(2 * stats.t.sf(abs(t), df=4))
+    assert corrected.low < interval.low < 0 < interval.high < corrected.high
+
+
+def test_corrected_resampled_t_test_turns_round_with_its_arguments():
+    there = corrected_resampled_t_test(BASELINE, SAME, num_train=4, num_test=1)
+    back = corrected_resampled_t_test(SAME, BASELINE, num_train=4, num_test=1)
+    assert back == pytest.approx((-there.mean, -there.high, -there.low, there.p_value))
+
+
+def test_corrected_resampled_t_test_of_folds_that_all_differ_alike():
+    assert corrected_resampled_t_test([0.5, 0.75], [0.5, 0.75], num_train=1, num_test=1) == (0, 0, 0, 1)
+    assert corrected_resampled_t_test([0.5, 0.75], [0.75, 1.0], num_train=1, num_test=1) == (0.25, 0.25, 0.25, 0)
+
+
+def test_holm():
+    # 4 * .01, 3 * .02, 2 * .04, and .045, which must not be smaller than the one before it.
+    assert holm([0.04, 0.01, 0.045, 0.02]) == pytest.approx([0.08, 0.04, 0.08, 0.06])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]  # no p-value exceeds 1
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []

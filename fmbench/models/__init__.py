@@ -3,7 +3,8 @@
 A model is an `nnx.Module` built by `Model(rngs=..., dtype=..., axis_name=..., **arguments)` and called by
 `model(images, train=False, rngs=None) -> logits`, images (batch, 28, 28, 1), logits (batch, 10). Parameters are
 float32; `dtype` is the type of the computation. `axis_name` names the mapped axis over which the batch is
-split, if there is one: batch norm and dropout need it.
+split, if there is one: batch norm and dropout need it. The one that takes features instead of images is
+`transfer_head`.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from flax import nnx
 from fmbench.models.cnn import CNN1, CNN2, CNN3, CNN4, Baseline
 from fmbench.models.mlp import MLP, FullyConnected
 from fmbench.models.resnet import ResNet
+from fmbench.models.transfer import TransferHead
 from fmbench.models.vgg import VGGLike
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -26,6 +28,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "cnn4": CNN4,
     "vgg_like": VGGLike,
     "resnet": ResNet,
+    "transfer_head": TransferHead,
 }
 
 
