@@ -9,15 +9,19 @@ set -euo pipefail
 
 QUICK='
 configs/mlp.py        0,1,2
-configs/cnn1.py       0
+configs/cnn1.py       0        --config.num_epochs=10
 '
 
 PAPER='
+configs/baseline.py   0,1,2,3,4
+configs/cnn2.py       0,1,2,3,4
 configs/mlp.py        0,1,2,3,4
+configs/vgg_like.py   0,1,2,3,4
 configs/cnn1.py       0,1,2,3,4
 configs/cnn3.py       0,1,2,3,4
 configs/cnn4.py       0,1,2,3,4
-configs/vgg_like.py   0,1,2,3,4
+configs/fc.py:a       0,1,2,3,4
+configs/fc.py:b       0,1,2,3,4
 '
 
 FULL="$PAPER

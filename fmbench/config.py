@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Fields that make no other entry: the seed and the dtype stand in a record's name, and wherever the data
 # and the weights lie, they are proven to be the same.
+SAME_DATA = (("data.source", "csv"), ("data.source", "idx"))  # or the old data, which a record's name says
 NOT_IN_ENTRY_NAME = ("seed", "dtype", "data.dir", "features.weights", "entry", "config_file")
 
 
@@ -215,7 +216,7 @@ def finalize(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDic
     overrides = [
         f"{key}={value}"
         for key, value in flatten(config.to_dict()).items()
-        if key not in NOT_IN_ENTRY_NAME and value != own[key]
+        if key not in NOT_IN_ENTRY_NAME and value != own[key] and (key, value) not in SAME_DATA
     ]
     name = "+".join([Path(path).stem + (f"-{arg}" if arg else ""), *overrides])
     config.entry = re.sub(r"[^A-Za-z0-9_.=+-]", "_", name)

@@ -215,7 +215,7 @@ def score(record: RunRecord) -> float:
     """The score of a fold: the accuracy on the held-out images after the last epoch.
 
     Raises:
-        UserError: If the record does not say so twice.
+        UserError: If the record and its history differ on it.
     """
     if record.val_accuracy is None or record.val_accuracy != record.history[-1].val_accuracy:
         raise UserError(

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from tqdm import tqdm
 
-from fmbench import activations, checkpoint, datasets, figures, input_pipeline, results, runtime
+from fmbench import activations, checkpoint, datasets, features, figures, input_pipeline, results, runtime
 from fmbench.datasets import CLASS_NAMES
 from fmbench.errors import UserError
 
@@ -68,7 +68,10 @@ def _run(arguments: argparse.Namespace) -> None:
         record, dataset = figures.read_run(arguments.model)
         images, labels = first_images(dataset, arguments.split, arguments.num_images)
         model, description = checkpoint.load_model(arguments.model)
-        vectors = features(model, images, description["normalization"], arguments.layer)
+        inputs = images
+        if description["normalization"] == "none":  # the model is one on a backbone's features
+            inputs = backbone_features(dataset, arguments.split, description["features"])[: len(images)]
+        vectors = layer_features(model, inputs, description["normalization"], arguments.layer)
         name = f"{record.name}-{arguments.layer or 'features'}"
     else:
         images, labels = first_images(datasets.load(), arguments.split, arguments.num_images)
@@ -106,12 +109,21 @@ def first_images(dataset: datasets.Dataset, split: str, num_images: int) -> tupl
     return images[:num_images], labels[:num_images]
 
 
-def features(model: nnx.Module, images: np.ndarray, normalization: str, layer: str | None) -> np.ndarray:
-    """What a layer of a model returns for images.
+def backbone_features(dataset: datasets.Dataset, split: str, spec: dict[str, Any]) -> np.ndarray:
+    """The features of a split on which a run was trained, (n, num_features), as a rule from the cache."""
+    images, part = {
+        "train": (dataset.train_images, "train-images"),
+        "test": (dataset.test_images, "t10k-images"),
+    }[split]
+    return features.load(images, dataset.sha256[part], features.Spec(**spec))
+
+
+def layer_features(model: nnx.Module, inputs: np.ndarray, normalization: str, layer: str | None) -> np.ndarray:
+    """What a layer of a model returns.
 
     Args:
         model: As `fmbench.checkpoint.load_model` returns it.
-        images: uint8 (n, 28, 28).
+        inputs: uint8 (n, 28, 28), or (n, num_features) if the model is one on features.
         normalization: That of the model's description.
         layer: A path, as in 'dense1' or 'blocks.0.conv1'; None stands for what `head` is given.
 
@@ -126,8 +138,8 @@ def features(model: nnx.Module, images: np.ndarray, normalization: str, layer: s
         copy.head = _Identity()  # what it returns is what it is given
         model = copy
     parts = []
-    for start in tqdm(range(0, len(images), BATCH_SIZE), desc="features", unit="batch", disable=None):
-        batch = input_pipeline.normalize(images[start : start + BATCH_SIZE], normalization)
+    for start in tqdm(range(0, len(inputs), BATCH_SIZE), desc="features", unit="batch", disable=None):
+        batch = input_pipeline.normalize(inputs[start : start + BATCH_SIZE], normalization)
         outputs = activations.of_layers(model, batch)
         if layer not in outputs:
             raise UserError(f"--layer={layer}: the model has no such layer; it has {', '.join(outputs)}.")

@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     model, description = checkpoint.load_model(arguments.model)
     record = read_record(arguments.model)
     resolved = record.config if record else config.to_json(config.base_config())
-    dataset = datasets.load("tfds", arguments.data_dir or resolved["data"]["dir"])
+    dataset = datasets.load(resolved["data"]["source"], arguments.data_dir or resolved["data"]["dir"])
     if record and dataset.sha256 != record.data_sha256:
         raise UserError(
             f"the record of {arguments.model} is on data of {record.data_version}, these are {dataset.version}; "

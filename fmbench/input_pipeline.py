@@ -1,4 +1,4 @@
-"""How batches are formed. The data set lives on the device as flat rows, uint8 or features; a batch is a gather."""
+"""How batches are formed. The data lives on the device as flat rows, uint8 or features; a batch is a gather."""
 
 import dataclasses
 import functools

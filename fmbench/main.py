@@ -41,6 +41,8 @@ def main(argv: list[str]) -> int:
         return 0
     runtime.set_up()
     name = results.record_name(run_config.entry, results.environment(), run_config.dtype, run_config.seed)
+    if run_config.data.source in ("csv", "idx"):  # of which version is not known before they are read
+        name += f"-{run_config.data.source}"
     record = train.train_and_evaluate(
         run_config,
         Path(WORKDIR.value or f"workdirs/{name}"),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH_SIZE = 500
-MOST_DRAWN = 100  # rows of a figure
+MOST_DRAWN = 30  # rows of a figure
 
 
 def main() -> None:

@@ -141,9 +141,8 @@ def render(runs: Iterable[RunRecord], fold_runs: Iterable[RunRecord]) -> str:
         name = f"{published.net} (`{published.entry}`)"
         cells = [published.system, name, published.text, published.data]
         if not accuracies:
-            lines.append(
-                f"| {' | '.join([*cells, published.not_run or 'not run here', '', '', published.differs])} |"
-            )
+            missing = published.not_run or _shortened(published, runs) or "not run here"
+            lines.append(f"| {' | '.join([*cells, missing, '', '', published.differs])} |")
             continue
         difference, verdict = compare(published, accuracies)
         ours = f"{np.mean(accuracies):.2f}"
@@ -183,6 +182,15 @@ def compare(published: Published, accuracies: list[float]) -> tuple[float, str]:
     return difference, "better" if difference > 0 else "worse"
 
 
+def _shortened(published: Published, runs: Iterable[RunRecord]) -> str:
+    """What the longest run of fewer epochs came to, where the whole one was not run; '' if there is none."""
+    shorter = [run for run in runs if run.entry.startswith(f"{published.entry}+num_epochs=")]
+    if published.stage or published.num_folds or not shorter:
+        return ""
+    longest = max(shorter, key=lambda run: run.num_epochs)
+    return f"not run to its end; {100 * (longest.test_accuracy or 0):.2f} after {longest.num_epochs} epochs"
+
+
 def _accuracies(published: Published, runs: Iterable[RunRecord]) -> list[float]:
     """Our accuracies for it, in percent; none if there are no runs, or not all of the folds."""
     found: dict[int, float] = {}
@@ -195,9 +203,12 @@ def _accuracies(published: Published, runs: Iterable[RunRecord]) -> list[float]:
                 and not run.seed
             ):
                 found[int(fold.partition("of")[0])] = 100 * (run.val_accuracy or 0)
-        elif run.entry == published.entry and published.stage <= len(run.stages):
-            accuracy = run.stages[published.stage - 1].test_accuracy if published.stage else run.test_accuracy
-            found[run.seed] = 100 * (accuracy or 0)
+        elif published.stage and run.entry.partition("+num_epochs=")[0] == published.entry:
+            finished = {stage.name: stage for stage in run.stages}.get(f"stage{published.stage}")
+            if finished and finished.num_epochs == run.config["stages"][finished.name]["num_epochs"]:
+                found[run.seed] = 100 * finished.test_accuracy
+        elif not published.stage and run.entry == published.entry:
+            found[run.seed] = 100 * (run.test_accuracy or 0)
     if published.num_folds and len(found) < published.num_folds:
         return []
     return [found[key] for key in sorted(found)]

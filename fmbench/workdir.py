@@ -21,7 +21,7 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
     Args:
         workdir: Created if absent.
         config: The resolved config as JSON. The first run stores it; later ones must have the same, but for
-            data.dir: the data are proven to be equal wherever they lie.
+            data.dir where the data are proven to be equal wherever they lie: of csv and idx files they are not.
         force: Throw away what an earlier run left there.
 
     Raises:
@@ -77,8 +77,9 @@ def _is_config(path: Path) -> bool:
 
 
 def _check_same(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    old = old | {"data": old["data"] | {"dir": None}}
-    new = new | {"data": new["data"] | {"dir": None}}
+    if new["data"]["source"] == "tfds":
+        old = old | {"data": old["data"] | {"dir": None}}
+        new = new | {"data": new["data"] | {"dir": None}}
     if difference := config_lib.difference(old, new):
         raise UserError(
             f"--workdir={workdir} holds a run of another config ({difference}). Name another directory, or give "

@@ -1,15 +1,13 @@
 """What layers return, caught in the forward pass."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_models import arbitrary_model
 from flax import nnx
 
 from fmbench import activations
-from fmbench.models import MODELS, split_model
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +46,14 @@ def images() -> jax.Array:
     ],
 )
 def test_every_convolution_of_every_net_is_caught(name, arguments, shapes, images):
-    graphdef, *shapes_of_arrays = split_model(nnx.eval_shape(lambda: MODELS[name](rngs=nnx.Rngs(0), **arguments)))
-    arrays = jax.tree.map(lambda x: jnp.asarray(np.ones(x.shape, x.dtype)), shapes_of_arrays)
-    caught = activations.of_convolutions(nnx.merge(graphdef, *arrays), images[:1])
+    caught = activations.of_convolutions(arbitrary_model(name, **arguments), images[:1])
     assert {path: maps.shape for path, maps in caught.items()} == {
         path: (1, *shape) for path, shape in shapes.items()
     }
 
 
 def test_what_is_caught_is_what_the_layers_return(images):
-    model: Any = MODELS["cnn3"](rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    model = arbitrary_model("cnn3", dtype=jnp.bfloat16)
     logits = np.asarray(model(images), np.float32)
     caught = activations.of_layers(model, images)
     assert all(output.dtype == np.float32 for output in caught.values())
@@ -73,4 +69,4 @@ def test_what_is_caught_is_what_the_layers_return(images):
 
 
 def test_a_net_without_convolutions_is_not_run():
-    assert activations.of_convolutions(MODELS["mlp"](rngs=nnx.Rngs(0)), jnp.zeros((1, 3))) == {}
+    assert activations.of_convolutions(arbitrary_model("mlp"), jnp.zeros((1, 3))) == {}

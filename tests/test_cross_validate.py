@@ -171,7 +171,7 @@ def test_a_fold_that_diverges_ends_it(run, tiny, tmp_path):
         (["--config=TINY", "--config.watch=test"], "--config.watch is decided by the cross-validation"),
         (["--check"], "results is not a directory"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run, tiny, tmp_path, arguments, said):
     code, _, err = run(*(text.replace("TINY", str(tiny)) for text in arguments), *places(tmp_path))
@@ -293,6 +293,12 @@ def test_seeds_and_conditions_stand_apart(run, results_dir):
         "baseline (seed 1) minus baseline"
     ]
     assert len(list(results_dir.glob("*-learning_curves.png"))) == 3
+
+
+def test_fold_10_comes_after_fold_9(run, results_dir):
+    publish_folds(results_dir, "baseline", tuple(80.0 + fold for fold in range(11)))
+    run("--render", f"--results_dir={results_dir}")
+    assert "| 11 | 80.000 81.000 82.000 " in (results_dir / "summary.md").read_text()
 
 
 def test_training_from_changed_code_is_marked(run, results_dir):

@@ -265,6 +265,7 @@ def changed(array: np.ndarray, place: int, value: int) -> np.ndarray:
         ("train-labels", lambda array: array[:-1]),
         ("train-labels", lambda array: np.concatenate([array[10:], array[:10]])),  # the first ten are others
         ("t10k-labels", lambda array: np.concatenate([array[10:], array[:10]])),
+        ("train-labels", lambda array: old_labels((5, 0, 4, 1, 9, 2, 1, 3, 1, 4), 6000)),  # they are MNIST's
         ("t10k-labels", lambda array: changed(array, -1, 1)),  # a class has one too few
     ],
 )

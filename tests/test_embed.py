@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import PIL.Image
 import pytest
+from fake_models import arbitrary_model
 from fake_records import make_record
 from flax import nnx
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,11 +17,10 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from fmbench import checkpoint, datasets, embed, figures, runtime
+from fmbench import checkpoint, datasets, embed, features, figures, runtime
 from fmbench.datasets import CLASS_NAMES
 from fmbench.errors import UserError
 from fmbench.input_pipeline import normalize
-from fmbench.models import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def sample() -> datasets.Dataset:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return MODELS["cnn2"](rngs=nnx.Rngs(0))
+    return arbitrary_model("cnn2")
 
 
 def run_main(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
@@ -52,7 +52,7 @@ def run_main(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
 def test_features_without_a_layer_are_what_the_head_is_given(model, sample, monkeypatch):
     monkeypatch.setattr(embed, "BATCH_SIZE", 2)  # the last batch holds one
     images = sample.test_images[:5]
-    vectors = embed.features(model, images, "symmetric", None)
+    vectors = embed.layer_features(model, images, "symmetric", None)
     assert (vectors.shape, vectors.dtype) == ((5, 32), np.float32)
     logits = np.asarray(model(normalize(images, "symmetric")))
     np.testing.assert_allclose(nnx.log_sigmoid(model.head(vectors)), logits, atol=1e-5)
@@ -60,14 +60,27 @@ def test_features_without_a_layer_are_what_the_head_is_given(model, sample, monk
 
 
 def test_features_of_a_layer_are_what_it_returns(model, sample):
-    vectors = embed.features(model, sample.test_images[:3], "unit", "conv1")
+    vectors = embed.layer_features(model, sample.test_images[:3], "unit", "conv1")
     expected = np.asarray(model.conv1(normalize(sample.test_images[:3], "unit"))).reshape(3, -1)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
 def test_an_unknown_layer_is_told_those_there_are(model, sample):
     with pytest.raises(UserError, match=r"--layer=dense: .* it has conv1, conv2, dense1, dropout1, head\."):
-        embed.features(model, sample.test_images[:3], "unit", "dense")
+        embed.layer_features(model, sample.test_images[:3], "unit", "dense")
+
+
+def test_a_model_on_features_is_given_features(sample, monkeypatch):
+    def load(images, sha256, spec):
+        assert (sha256, spec.backbone) == (sample.sha256["t10k-images"], "vgg19")
+        return images.reshape(len(images), -1)[:, :6].astype(np.float16)
+
+    monkeypatch.setattr(features, "load", load)
+    spec = {"backbone": "vgg19", "weights": "", "image_size": 150, "preprocessing": "imagenet"}
+    inputs = embed.backbone_features(sample, "test", spec)
+    head = arbitrary_model("transfer_head", num_features=6)
+    vectors = embed.layer_features(head, inputs, "none", "dense1")
+    np.testing.assert_allclose(vectors, head.dense1(sample.test_images.reshape(200, -1)[:, :6]), atol=1e-4)
 
 
 # t-SNE.
@@ -208,14 +221,19 @@ def test_pixels_of_the_test_set_are_embedded(sample, monkeypatch, tmp_path, caps
 
 def test_features_of_a_run_are_embedded(sample, model, monkeypatch, tmp_path, capsys):
     given = []
+
+    def t_sne(vectors):
+        given.append(vectors)
+        return vectors[:, :2]
+
     monkeypatch.setattr(figures, "read_run", lambda workdir: (make_record("cnn2"), sample))
     monkeypatch.setattr(checkpoint, "load_model", lambda workdir: (model, {"normalization": "symmetric"}))
-    monkeypatch.setattr(embed, "t_sne", lambda vectors: given.append(vectors) or vectors[:, :2])
+    monkeypatch.setattr(embed, "t_sne", t_sne)
     arguments = ("--model=w", "--split=train", "--num_images=10", f"--output={tmp_path}", "--format=svg")
     path = tmp_path / "tsne-cnn2-cpu-float32-seed0-dense1.svg"
     assert run_main(monkeypatch, capsys, *arguments, "--layer=dense1") == (0, f"{path}\n", "")
     np.testing.assert_allclose(
-        given[0], embed.features(model, sample.train_images[:10], "symmetric", "dense1"), atol=1e-5
+        given[0], embed.layer_features(model, sample.train_images[:10], "symmetric", "dense1"), atol=1e-5
     )
     ElementTree.parse(path)
     path = tmp_path / "tsne-cnn2-cpu-float32-seed0-features.svg"

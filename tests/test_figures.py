@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import jax
 import numpy as np
 import PIL.Image
 import pytest
+from fake_models import arbitrary_state
 from fake_records import EPOCH, make_record, make_unfinished
 from flax import nnx
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from fmbench import checkpoint, config, datasets, figures, results
 from fmbench.datasets import CLASS_NAMES
 from fmbench.errors import UserError
-from fmbench.models import MODELS, split_model
 
 WRONG_ROWS = (3, 10, 199)
 
@@ -54,11 +53,7 @@ def workdir(of_sample, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("workdir")
     predictions, fields = of_sample
     results.write(make_record(**fields), predictions, workdir / "record")
-    _, *shapes = split_model(nnx.eval_shape(lambda: MODELS["cnn3"](rngs=nnx.Rngs(0))))
-    rng = np.random.default_rng(0)
-    params, model_state = jax.tree.map(
-        lambda x: jax.numpy.asarray(rng.uniform(-0.1, 0.1, x.shape), x.dtype), shapes
-    )
+    _, params, model_state = arbitrary_state("cnn3")
     description = {"model": {"name": "cnn3"}, "dtype": "float32", "normalization": "unit"}
     checkpoint.export_model(workdir / "model", params, model_state, description | {"class_names": CLASS_NAMES})
     return workdir
@@ -189,6 +184,7 @@ def test_confusion_matrix_has_true_classes_in_rows():
         shown[row, column] = int(text.get_text())
     assert {(i, j): shown[i, j] for i, j in np.argwhere(shown)} == {(0, 0): 3, (0, 2): 1, (7, 7): 1}
     fractions = picture(axes)
+    assert not fractions.mask.any()  # classes without images have zeros
     assert (fractions[0, 0], fractions[0, 2], fractions[7, 7], fractions.sum()) == (0.75, 0.25, 1, 2)
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CLASS_NAMES)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from fake_records import make_record, publish
+from fake_records import make_record, make_unfinished, publish
 
 from fmbench import reproduction
 from fmbench.config import REPOSITORY
@@ -21,19 +21,17 @@ def line_of(text: str, *parts: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def with_stages(seed: int, *accuracies: float):
-    stage = {
-        "num_epochs": 1,
-        "learning_rate": 1e-3,
-        "augment": {},
-        "train_seconds": 1.0,
-        "train_core_seconds": 2.0,
-    }
+def with_stages(seed: int, *accuracies: float, planned=(1, 1)):
+    """A run of cnn1 with these test accuracies after the stages it had, of one epoch each."""
+    common = {"num_epochs": 1, "learning_rate": 1e-3, "augment": {}, "val_accuracy": None}
+    common |= {"train_seconds": 1.0, "train_core_seconds": 2.0}
     stages = [
-        stage | {"name": f"stage{number}", "val_accuracy": None, "test_accuracy": accuracy}
+        common | {"name": f"stage{number}", "test_accuracy": accuracy}
         for number, accuracy in enumerate(accuracies, start=1)
     ]
-    return make_record("cnn1", seed, stages=stages)
+    config = {f"stage{number}": {"num_epochs": epochs} for number, epochs in enumerate(planned, start=1)}
+    entry = "cnn1" if len(accuracies) == 2 else "cnn1+num_epochs=1"
+    return make_record(entry, seed, config={"stages": config}, stages=stages)
 
 
 def fold(number: int, accuracy: float):
@@ -72,7 +70,20 @@ def test_stages_and_seeds():
 
 def test_a_run_of_the_first_stage_alone_says_nothing_of_the_second():
     text = reproduction.render([with_stages(0, 0.90)], [])
+    assert line_of(text, "stage 1", "`cnn1`", "reported")[4] == "90.00 (1)"
     assert line_of(text, "stage 2", "`cnn1`", "reported")[4] == "not run here"
+
+
+def test_a_stage_cut_short_does_not_count():
+    text = reproduction.render([with_stages(0, 0.90, 0.91, planned=(1, 2))], [])
+    assert line_of(text, "stage 1", "`cnn1`", "reported")[4] == "90.00 (1)"
+    assert line_of(text, "stage 2", "`cnn1`", "reported")[4] == "not run here"
+
+
+def test_a_shortened_run_is_called_that():
+    runs = [make_record("vgg_like+num_epochs=1"), make_record("vgg_like+batch_size=9")]
+    cells = line_of(reproduction.render(runs, []), "`vgg_like`")
+    assert cells[4:6] == ["not run to its end; 90.00 after 1 epochs", ""]
 
 
 def test_folds_count_when_all_are_there():
@@ -83,7 +94,7 @@ def test_folds_count_when_all_are_there():
 
 
 def test_other_types_and_unfinished_runs_do_not_count():
-    runs = [make_record("fc-a", dtype="bfloat16"), make_record("fc-a+num_epochs=1")]
+    runs = [make_record("fc-a", dtype="bfloat16"), make_unfinished("interrupted", "fc-a")]
     assert line_of(reproduction.render(runs, []), "`fc-a`")[4] == "not run here"
     assert line_of(reproduction.render([make_record("fc-a")], []), "`fc-a`")[4] == "90.00 (1)"
 

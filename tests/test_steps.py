@@ -182,7 +182,7 @@ def test_mixing_blends_labels_as_it_blends_images(make_config, kind):
     keys = augment.example_keys(key, np.arange(48))
     images = augment.augment(keys, dataset.train_images[order], settings)
     labels = np.eye(10)[dataset.train_labels[order]]
-    images, share = augment.mix(keys, images, np.roll(images, -1, axis=0), settings)
+    images, share = augment.mix(keys, images, jnp.roll(images, -1, axis=0), settings)
     targets = share[:, None] * labels + (1 - share[:, None]) * np.roll(labels, -1, axis=0)
     logits = nnx.merge(graphdef, params, rest)(images[..., None] / 255)
     expected = -(targets * jax.nn.log_softmax(logits)).sum(axis=1).mean()

@@ -123,8 +123,9 @@ def lite0_by_definition(arrays: Arrays, x: np.ndarray) -> jax.Array:
 
 @needs_lite0
 def test_lite0_computes_what_its_definition_says(images, lite0_arrays):
+    images = images[40 : 40 + features.BATCH_SIZE]  # number 40 saturates the last ReLU6
     expected = jax.jit(lite0_by_definition)(lite0_arrays, features.preprocess(jnp.asarray(images[:3]), LITE0))
-    found = features.extract(images[: features.BATCH_SIZE], LITE0)[:3]
+    found = features.extract(images, LITE0)[:3]
     assert found.shape == (3, 1280)
     assert found.dtype == np.float32
     assert expected.std() > 0.1
