@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from ml_collections import config_dict
 
 from fmbench.errors import UserError
@@ -49,12 +50,12 @@ def check(field: str, settings: Settings) -> None:
         raise UserError(f"config.{field} has both mixup and cutmix; take one of them.")
 
 
-def example_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
+def example_keys(key: jax.Array, positions: ArrayLike) -> jax.Array:
     """A key for each place in the global batch: positions int32 (n,) -> keys (n,)."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
 
 
-def augment(keys: jax.Array, images: jax.Array, settings: Settings) -> jax.Array:
+def augment(keys: jax.Array, images: ArrayLike, settings: Settings) -> jax.Array:
     """Changes each image by itself: affine, crop, flip, then erasing.
 
     Args:
@@ -65,7 +66,7 @@ def augment(keys: jax.Array, images: jax.Array, settings: Settings) -> jax.Array
     Returns:
         float32 (n, 28, 28), grey levels; the images themselves where all strengths are zero.
     """
-    images = images.reshape(-1, SIDE, SIDE).astype(jnp.float32)
+    images = jnp.asarray(images).reshape(-1, SIDE, SIDE).astype(jnp.float32)
 
     def augment_one(key: jax.Array, image: jax.Array) -> jax.Array:
         affine_key, crop_key, flip_key, cutout_key, erasing_key = jax.random.split(key, 5)

@@ -27,7 +27,7 @@ def run(images, **strengths):
 
 def test_nothing_at_zero_strength(images):
     np.testing.assert_array_equal(run(images), images)
-    zero = {"rotation": 0.0, "shift": jnp.zeros(2), "shear": 0.0, "zoom": jnp.ones(2)}
+    zero = {"rotation": jnp.zeros(()), "shift": jnp.zeros(2), "shear": jnp.zeros(()), "zoom": jnp.ones(2)}
     same = jax.jit(jax.vmap(lambda image: augment.affine(image, **zero)))(images.astype(np.float32))
     np.testing.assert_array_equal(same, images)
 

@@ -146,6 +146,6 @@ def test_corrected_resampled_t_test_of_folds_that_all_differ_alike():
 def test_holm():
     # 4 * .01, 3 * .02, 2 * .04, and .045, which must not be smaller than the one before it.
     assert holm([0.04, 0.01, 0.045, 0.02]) == pytest.approx([0.08, 0.04, 0.08, 0.06])
-    assert holm([0.6, 0.5]) == [1.0, 1.0]  # no p-value exceeds 1
+    assert holm([0.7, 0.6]) == [1.0, 1.0]  # no p-value exceeds 1
     assert holm([0.03]) == [0.03]
     assert holm([]) == []
