@@ -162,9 +162,11 @@ def _run(
     # Evaluate the last state, as far as that has not been done, and export the model.
     if status == "completed":
         evaluations |= {split: evaluate(split) for split in data.eval_batches if split not in evaluations}
-    if status != "completed" or not _is_finite(evaluations):
-        status, evaluations = "diverged" if status == "completed" else status, {}
-    if status == "completed":
+        if not _is_finite(evaluations):
+            status = "diverged"
+    if status != "completed":
+        evaluations = {}
+    else:
         with stopwatch("checkpoint"):
             description = {
                 "entry": config.entry,
