@@ -103,6 +103,13 @@ def test_what_cannot_be_run_says_why():
     assert line_of(reproduction.render([], []), "`transfer-vgg19-bug`")[4].startswith("not run: weights")
 
 
+def test_another_net_is_shown_but_not_compared():
+    text = reproduction.render([make_record("transfer-efficientnet_lite0")], [])
+    cells = line_of(text, "`transfer-efficientnet_lite0`")
+    assert cells[4:7] == ["90.00 (1)", "", "another net"]
+    assert "## Differences" not in text
+
+
 def test_every_entry_has_a_config():
     for row in PUBLISHED:
         assert (REPOSITORY / "configs" / f"{row.entry.partition('-')[0]}.py").is_file(), row.entry
