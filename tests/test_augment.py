@@ -139,6 +139,13 @@ def test_cutmix_pastes_a_rectangle_and_says_the_share_left():
     assert len(np.unique(share)) > 100
 
 
+def test_every_place_of_the_batch_has_a_key_of_its_own():
+    keys = jax.random.key_data(augment.example_keys(jax.random.key(0), jnp.arange(100)))
+    assert len(np.unique(keys, axis=0)) == 100
+    shard = jax.random.key_data(augment.example_keys(jax.random.key(0), jnp.arange(50, 60)))
+    np.testing.assert_array_equal(shard, keys[50:60])
+
+
 def test_only_key_and_image_decide(images):
     strengths = {"rotation": 8.0, "flip": True, "random_erasing": 0.5, "crop_padding": 2}
     together = run(images, **strengths)

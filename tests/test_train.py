@@ -2,6 +2,7 @@
 
 import pytest
 
+from fmbench import config as config_lib
 from fmbench import results, train
 
 
@@ -46,6 +47,20 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(make_config,
     assert record.name.endswith("-cpu-x8-bfloat16-seed0")
     assert record.test_accuracy is not None
     assert record.test_accuracy > 0.3  # it learns: chance is 0.1
+
+
+def test_each_stage_trains_with_its_own_augmentation(make_config, tmp_path):
+    def losses(name, cutout):
+        config = make_config("configs/baseline.py", batch_size=40, num_epochs=2)
+        with config.unlocked():
+            for stage in ("stage1", "stage2"):
+                config.stages[stage] = config_lib.stage(num_epochs=1)
+            config.stages.stage2.augment.cutout = cutout
+        return [epoch.train_loss for epoch in run(config, tmp_path / name).history]
+
+    plain, augmented = losses("plain", 0), losses("augmented", 20)
+    assert augmented[0] == plain[0]
+    assert augmented[1] > plain[1]  # with most of every image gone
 
 
 def epochs(accuracies, watched="val"):
