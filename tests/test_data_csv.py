@@ -189,7 +189,11 @@ def test_a_missing_file_is_named(sample_csv, tmp_path):
         datasets.load("csv", str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [gzip.compress(GOOD.encode())[:-100], b"no gzip", gzip.compress(b"") + b"x"])
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(GOOD.encode())[:-100], b"no gzip", gzip.compress(b"") + b"x"],
+    ids=["truncated", "no gzip", "rubbish after the end"],
+)
 def test_a_damaged_gzip_is_named(tmp_path, content):
     path = tmp_path / "fashion-mnist_train.csv.gz"
     path.write_bytes(content)
