@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from fmbench import augment
+from fmbench import augment, selection
 from fmbench.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -36,6 +36,7 @@ def base_config() -> config_dict.ConfigDict:
     config.parallel = "jit"  # or pmap: how the step is spread over the devices
     config.steps_per_call = 0  # steps compiled into one call; 0: 1 on CPU, up to 100 on accelerators
     config.label_smoothing = 0.0
+    config.ema_decay = 0.0  # evaluate an exponential moving average of the weights; 0: the last ones
     config.grad_clip_norm = 0.0  # global norm; 0: no clipping
     config.early_stopping_patience = 0  # epochs without a better validation accuracy; 0: off
     config.watch = "validation"  # evaluated after each epoch: validation, test (as some references did), none
@@ -43,6 +44,8 @@ def base_config() -> config_dict.ConfigDict:
     config.augment = augment.no_augmentation()  # in training, where there are no stages
     # Stages of the run, in the order of their names (stage1, stage2, ...), each from `stage`.
     config.stages = config_dict.ConfigDict()
+
+    config.selection = selection.no_selection()  # of the examples that an epoch visits, by their losses
 
     config.data = config_dict.ConfigDict()
     config.data.source = "tfds"  # csv, idx: the files in data.dir; sample: the few hundred images of the tests
@@ -71,11 +74,13 @@ def base_config() -> config_dict.ConfigDict:
     config.optimizer.b1 = 0.9  # adam, adamw
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
+    config.optimizer.adam_factor = 1.0  # muon: what is left to Adam has this times the learning rate
+    config.optimizer.keep_norm = False  # convolution kernels, followed by batch norm, only turn
     config.optimizer.weight_decay = 0.0  # on kernels only; sgd: added to the gradient; others: decoupled
 
     config.schedule = config_dict.ConfigDict()
-    config.schedule.name = "constant"  # constant, step, cosine, onecycle
-    config.schedule.warmup_epochs = 0.0  # cosine, onecycle
+    config.schedule.name = "constant"  # constant, step, cosine, linear, onecycle
+    config.schedule.warmup_epochs = 0.0  # cosine, linear, onecycle
     config.schedule.boundaries = (0.5, 0.75)  # step: fractions of the run ...
     config.schedule.factor = 0.1  # ... after which the rate is multiplied by this
     return config
@@ -284,6 +289,7 @@ def _check(config: config_dict.ConfigDict) -> None:
         "eval_batch_size": 1,
         "steps_per_call": 0,
         "label_smoothing": 0,
+        "ema_decay": 0,
         "grad_clip_norm": 0,
         "early_stopping_patience": 0,
         "features.image_size": 32,
@@ -299,6 +305,7 @@ def _check(config: config_dict.ConfigDict) -> None:
         if not flat[key] >= least:  # also catches nan
             raise UserError(f"config.{key} is {flat[key]}; it must be at least {least}.")
     augment.check("augment", config.augment.to_dict())
+    selection.check(config.selection.to_dict())
     for name, one in config.stages.items():
         augment.check(f"stages.{name}.augment", one.augment.to_dict())
         for field, least in (("num_epochs", 1), ("learning_rate", 0)):
@@ -315,8 +322,9 @@ def _check(config: config_dict.ConfigDict) -> None:
             raise UserError("config.augment is for runs without stages; set config.stages.<name>.augment.")
     if flat["seed"] >= 2**32:
         raise UserError(f"config.seed is {flat['seed']}; it must be below 2**32.")
-    if flat["label_smoothing"] >= 1:
-        raise UserError(f"config.label_smoothing is {flat['label_smoothing']}; it must be below 1.")
+    for key in ("label_smoothing", "ema_decay"):
+        if flat[key] >= 1:
+            raise UserError(f"config.{key} is {flat[key]}; it must be below 1.")
     if flat["early_stopping_patience"] and (flat["watch"], flat["data.split"]) == ("none", "all"):
         raise UserError("config.early_stopping_patience needs config.watch='validation'.")
     uses_features = bool(config.features.backbone)

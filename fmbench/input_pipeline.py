@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from fmbench import datasets, features, parallel
+from fmbench import datasets, features, parallel, selection
 from fmbench.errors import UserError
 
 # Mean and standard deviation of the train images' pixels in [0, 1].
@@ -35,15 +35,24 @@ class Data:
     watched: Literal["validation", "test"] | None  # the split of eval_batches that is evaluated after each epoch
     version: str
     sha256: dict[str, str]
+    selection: dict[str, Any] | None = None  # as `selection.no_selection` has it
 
     @property
     def steps_per_epoch(self) -> int:
         return self.num_train // self.batch_size
 
-    def epoch_order(self, epoch: int) -> jax.Array:
-        """The rows of an epoch in the order of their visit: int32 (steps_per_epoch * batch_size,)."""
+    def epoch_order(self, epoch: int, losses: jax.Array | None = None) -> jax.Array:
+        """The rows of an epoch in the order of their visit: int32 (steps_per_epoch * batch_size,).
+
+        Args:
+            epoch: Counted from 0.
+            losses: Of the train rows, (n,), if there is a `selection`.
+        """
         size = self.steps_per_epoch * self.batch_size
-        return _epoch_order(self.seed, np.int32(epoch), self.train_indices, size)
+        if losses is None or self.selection is None or epoch < self.selection["after_epochs"]:
+            return _epoch_order(self.seed, np.int32(epoch), self.train_indices, size)
+        easy, keep = self.selection["easy"], self.selection["keep"]
+        return _hard_epoch_order(self.seed, np.int32(epoch), self.train_indices, losses, size, easy, keep)
 
 
 def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
@@ -102,6 +111,7 @@ def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
         watched=watched,
         version=dataset.version,
         sha256=dataset.sha256,
+        selection=config.selection.to_dict(),
     )
 
 
@@ -144,6 +154,20 @@ def _epoch_order(seed: jax.Array, epoch: jax.Array, train_indices: jax.Array, si
     # depends on nothing but seed and epoch.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
     return jax.random.permutation(key, train_indices)[:size]
+
+
+@functools.partial(jax.jit, static_argnames=("size", "easy", "keep"))
+def _hard_epoch_order(
+    seed: jax.Array,
+    epoch: jax.Array,
+    train_indices: jax.Array,
+    losses: jax.Array,
+    size: int,
+    easy: float,
+    keep: float,
+) -> jax.Array:
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+    return selection.order(key, train_indices, losses.at[train_indices].get(), size=size, easy=easy, keep=keep)
 
 
 def gather(rows: Mapping[str, jax.Array], indices: jax.Array) -> Batch:

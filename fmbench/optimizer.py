@@ -1,6 +1,9 @@
 """From the config to an optax transformation and its learning-rate schedule."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import config_dict
 
@@ -44,6 +47,7 @@ def make_optimizer(
                 weight_decay=settings.weight_decay,
                 weight_decay_mask=_kernels,
                 muon_weight_dimension_numbers=_muon_dimensions,
+                adam_learning_rate=lambda step: settings.adam_factor * schedule(step),
                 adam_b1=settings.b1,
                 adam_b2=settings.b2,
             )
@@ -51,6 +55,8 @@ def make_optimizer(
             raise UserError(f"config.optimizer.name is '{unknown}'; it must be one of sgd, adam, adamw, muon.")
     if settings.name == "adam" and settings.weight_decay:
         raise UserError("config.optimizer.weight_decay has no effect with adam; use adamw.")
+    if settings.keep_norm:
+        tx = optax.chain(tx, _keep_norm())
     if config.grad_clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(config.grad_clip_norm), tx)
     return tx, schedule
@@ -60,8 +66,9 @@ def make_schedule(config: config_dict.ConfigDict, steps_per_epoch: int) -> optax
     """Learning rate as a function of the step; it begins anew with each stage.
 
     constant; step: multiplied by `factor` at each of the `boundaries`; cosine: linear warm-up, then half a
-    cosine down to zero; onecycle: up from 1/25 of the peak and down to 1/10,000 of that, both by half a cosine
-    (Smith & Topin, 2018, "Super-convergence"), the rise taking `warmup_epochs` or, where that is 0, 30 %.
+    cosine down to zero; linear: linear warm-up, then in a line down to zero; onecycle: up from 1/25 of the peak
+    and down to 1/10,000 of that, both by half a cosine (Smith & Topin, 2018, "Super-convergence"), the rise taking
+    `warmup_epochs` or, where that is 0, 30 %.
 
     Raises:
         UserError: As `make_optimizer`.
@@ -88,11 +95,19 @@ def _stage_schedule(config: config_dict.ConfigDict, stage: Stage, steps_per_epoc
             return optax.piecewise_constant_schedule(peak, boundaries)
         case "cosine":
             return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
+        case "linear":
+            return optax.join_schedules(
+                [
+                    optax.linear_schedule(0.0, peak, warmup_steps),
+                    optax.linear_schedule(peak, 0.0, num_steps - warmup_steps),
+                ],
+                [warmup_steps],
+            )
         case "onecycle":
             return optax.cosine_onecycle_schedule(num_steps, peak, pct_start=warmup_steps / num_steps or 0.3)
         case unknown:
             raise UserError(
-                f"config.schedule.name is '{unknown}'; it must be one of constant, step, cosine, onecycle."
+                f"config.schedule.name is '{unknown}'; it must be one of constant, step, cosine, linear, onecycle."
             )
 
 
@@ -100,12 +115,35 @@ def _kernels(params: optax.Params) -> optax.Params:
     return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
+def _keep_norm() -> optax.GradientTransformation:
+    """Shortens each convolution kernel, after its update, to the norm that it had before.
+
+    Batch norm makes the length of a kernel meaningless but for the rate at which it turns, which would fall as the
+    kernel grows.
+    """
+
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params) -> Any:
+        def one(kernel: jax.Array, update: jax.Array) -> jax.Array:
+            if kernel.ndim != 4:
+                return update
+            moved = kernel + update
+            return moved * (jnp.linalg.norm(kernel) / jnp.linalg.norm(moved)) - kernel
+
+        return jax.tree.map(one, params, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def _muon_dimensions(params: optax.Params) -> optax.Params:
-    """Muon for matrices and convolution kernels (as matrices of inputs x outputs), Adam for the rest."""
+    """Muon for the kernels of hidden layers, as matrices of inputs x outputs; Adam for the head and the rest.
 
-    def dimensions(x: jax.Array):
-        if x.ndim == 4:
-            return optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
-        return optax.contrib.MuonDimensionNumbers() if x.ndim == 2 else None
+    References:
+        Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
 
-    return jax.tree.map(dimensions, params)
+    def dimensions(path: tuple[Any, ...], x: jax.Array):
+        if path[0].key == "head" or x.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=tuple(range(x.ndim - 1)), output_axis=x.ndim - 1)
+
+    return jax.tree.map_with_path(dimensions, params)

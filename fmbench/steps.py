@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
 from fmbench import augment as augmentation
-from fmbench import input_pipeline, parallel
+from fmbench import input_pipeline, parallel, selection
 from fmbench.config import stages
 from fmbench.errors import UserError
 from fmbench.input_pipeline import Batch
@@ -31,6 +31,13 @@ class TrainState:
     params: Any
     model_state: Any  # batch-norm statistics
     opt_state: optax.OptState
+    average: tuple[Any, Any] | None = None  # moving average of params and model_state, where the run has one
+    losses: dict[str, jax.Array] | None = None  # of the train rows, where the run selects by them
+
+    @property
+    def evaluated(self) -> tuple[Any, Any]:
+        """The params and model_state that are evaluated and exported."""
+        return self.average or (self.params, self.model_state)
 
 
 def train_step(
@@ -45,6 +52,7 @@ def train_step(
     batch_size: int,
     normalization: str,
     label_smoothing: float,
+    ema_decay: float,
     augment: augmentation.Settings,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update on the next batch of the epoch.
@@ -60,6 +68,7 @@ def train_step(
         batch_size: Examples of the whole batch, over all devices.
         normalization: As `input_pipeline.normalize` takes it.
         label_smoothing: Probability that the target gives away to all classes.
+        ema_decay: Of the moving average of params and model_state, if the state has one.
         augment: As `augment.no_augmentation` has it.
 
     Returns:
@@ -92,16 +101,25 @@ def train_step(
     def loss_fn(params):
         model = nnx.merge(graphdef, params, state.model_state, copy=True)
         logits = model(images, train=True, rngs=nnx.Rngs(dropout=dropout_key)).astype(jnp.float32)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        losses = optax.softmax_cross_entropy(logits, targets)
         model_state = split_model(model)[2]
-        return loss, (logits, model_state)
+        return losses.mean(), (losses, logits, model_state)
 
-    (loss, (logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, (losses, logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     accuracy = (logits.argmax(axis=-1) == label).mean()
     grads, metrics = shard.mean((grads, {"loss": loss, "accuracy": accuracy}))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, model_state, opt_state), metrics
+    average = state.average
+    if average:
+        # The first steps, of which the average would otherwise remember the initial values, count for more.
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        average = optax.incremental_update((params, model_state), average, 1 - decay)
+    known_losses = state.losses
+    if known_losses:
+        indices = jax.lax.dynamic_slice(order, (first,), (batch_size,))
+        known_losses = selection.update(known_losses, indices, shard.concatenate(losses), starts_epoch=first == 0)
+    return TrainState(state.step + 1, params, model_state, opt_state, average, known_losses), metrics
 
 
 def eval_step(
@@ -152,7 +170,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(program: Program, state: TrainState, batches: Sequence[Batch]) -> Evaluation:
     """Evaluates every real example of the padded `batches`."""
-    outputs = [program.run(state.params, state.model_state, batch) for batch in batches]
+    outputs = [program.run(*state.evaluated, batch) for batch in batches]
     predictions = np.concatenate([output.pop("predictions") for output in outputs])
     sums = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *jax.device_get(outputs))
     num_examples = int(sums["class_count"].sum())
@@ -183,9 +201,9 @@ def make_model(config: config_dict.ConfigDict, axis_name: str | None, seed: int 
 
 
 def init_state(
-    config: config_dict.ConfigDict, tx: optax.GradientTransformation, mesh: Mesh
+    config: config_dict.ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, num_rows: int = 0
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """The model's structure, and a fresh state on every device.
+    """The model's structure, and a fresh state on every device; `num_rows` of the train set, for their losses.
 
     Raises:
         UserError: As `make_model`.
@@ -199,7 +217,9 @@ def init_state(
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)
     def init(seed: jax.Array) -> TrainState:
         _, params, model_state = split_model(make_model(config, axis_name, seed))
-        return TrainState(jnp.int32(0), params, model_state, tx.init(params))
+        average = (params, model_state) if config.ema_decay else None
+        losses = selection.unknown_losses(num_rows) if config.selection.easy else None
+        return TrainState(jnp.int32(0), params, model_state, tx.init(params), average, losses)
 
     return graphdef, init(np.uint32(config.seed))
 
@@ -239,6 +259,7 @@ def compile_programs(
             batch_size=config.batch_size,
             normalization=config.data.normalization,
             label_smoothing=config.label_smoothing,
+            ema_decay=config.ema_decay,
             augment=augment,
         )
 

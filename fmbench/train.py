@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from fmbench import checkpoint, datasets, input_pipeline, layers, parallel, results, steps, workdir
+from fmbench import checkpoint, datasets, input_pipeline, layers, parallel, results, selection, steps, workdir
 from fmbench import config as config_lib
 from fmbench.interrupt import StopRequest, stop_on_signals
 from fmbench.metric_writer import MetricWriter
@@ -69,7 +69,7 @@ def _run(
         stages = config_lib.stages(config)
         steps_per_call = steps.choose_steps_per_call(config, data.steps_per_epoch)
         tx, schedule = make_optimizer(config, data.steps_per_epoch)
-        graphdef, state = steps.init_state(config, tx, mesh)
+        graphdef, state = steps.init_state(config, tx, mesh, len(data.train_rows["label"]))
 
     # Compile ahead of time, apart from the training that is timed.
     with stopwatch("compile"):
@@ -178,7 +178,7 @@ def _run(
                 "class_names": datasets.CLASS_NAMES,
                 "test_accuracy": evaluations["test"].accuracy,
             }
-            checkpoint.export_model(directory / "model", state.params, state.model_state, description)
+            checkpoint.export_model(directory / "model", *state.evaluated, description)
 
     # Record.
     history = [results.Epoch(**epoch) for epoch in progress["history"]]
@@ -269,7 +269,7 @@ def _train_epoch(
         The state, and the loss and accuracy of every step.
     """
     epoch, done = divmod(step, data.steps_per_epoch)
-    order = data.epoch_order(epoch)
+    order = data.epoch_order(epoch, selection.losses_of_epoch(state.losses, is_new=done == 0))
     longest = max(programs)
     outputs: list[dict[str, jax.Array]] = []
     while done < data.steps_per_epoch and not stop.signum:

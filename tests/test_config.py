@@ -182,6 +182,8 @@ def test_a_resnet_without_a_depth_is_refused():
         (["--config=configs/mlp.py", "--config.optimizer.learning_rate=-1"], ["learning_rate is -1"]),
         (["--config=configs/mlp.py", "--config.optimizer.learning_rate=nan"], ["learning_rate is nan"]),
         (["--config=configs/mlp.py", "--config.label_smoothing=1"], ["label_smoothing is 1", "below 1"]),
+        (["--config=configs/mlp.py", "--config.ema_decay=1"], ["ema_decay is 1", "below 1"]),
+        (["--config=configs/mlp.py", "--config.ema_decay=-0.1"], ["ema_decay is -0.1", "at least 0"]),
         (["--config=configs/mlp.py", "--config.dtype=float16"], ["config.dtype is 'float16'", "bfloat16"]),
         (["--config=configs/mlp.py", "--config.parallel=ddp"], ["config.parallel is 'ddp'", "jit, pmap"]),
         (["--config=configs/mlp.py", "--config.watch=train"], ["config.watch is 'train'", "validation"]),

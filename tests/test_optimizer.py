@@ -12,6 +12,7 @@ from fmbench.optimizer import make_optimizer, make_schedule
 PARAMS = {
     "conv": {"kernel": jnp.full((3, 3, 2, 4), 0.5), "bias": jnp.full(4, 0.5)},
     "dense": {"kernel": jnp.full((8, 4), 0.5)},
+    "head": {"kernel": jnp.full((4, 10), 0.5)},
 }
 GRADS = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(0).standard_normal(x.shape), jnp.float32), PARAMS)
 
@@ -26,6 +27,7 @@ def test_sgd_decays_kernels_only(make_config):
         "configs/resnet.py:20",
         optimizer__weight_decay=0.1,
         optimizer__learning_rate=0.5,
+        optimizer__nesterov=False,
         schedule__name="constant",
     )
     updates = one_update(config)
@@ -36,7 +38,7 @@ def test_sgd_decays_kernels_only(make_config):
 
 
 def test_nesterov(make_config):
-    config = make_config("configs/resnet.py:20", optimizer__nesterov=True, optimizer__weight_decay=0.0)
+    config = make_config("configs/resnet.py:20", optimizer__weight_decay=0.0, schedule__name="constant")
     updates = one_update(config)
     np.testing.assert_allclose(updates["conv"]["bias"], -0.1 * 1.9 * GRADS["conv"]["bias"], rtol=1e-5)
 
@@ -64,8 +66,37 @@ def test_muon_orthogonalises_convolutions_too(make_config):
     assert raw.max() / raw.min() > 2
 
 
+def test_muon_leaves_the_head_and_the_biases_to_adam(make_config):
+    muon = {"optimizer__name": "muon", "optimizer__learning_rate": 1.0, "optimizer__adam_factor": 0.1}
+    updates = one_update(make_config("configs/mlp.py", **muon))
+    for grads, update in [
+        (GRADS["head"]["kernel"], updates["head"]["kernel"]),
+        (GRADS["conv"]["bias"], updates["conv"]["bias"]),
+    ]:
+        np.testing.assert_allclose(update, -0.1 * jnp.sign(grads), rtol=1e-3)  # Adam's first step
+
+
+def test_kept_norms_are_those_of_the_kernels_before_and_directions_those_of_the_update(make_config):
+    plain = make_config("configs/mlp.py", optimizer__name="muon", optimizer__learning_rate=1.0)
+    kept = make_config(
+        "configs/mlp.py", optimizer__name="muon", optimizer__learning_rate=1.0, optimizer__keep_norm=True
+    )
+    moved, turned = (optax.apply_updates(PARAMS, one_update(config)) for config in (plain, kept))
+    before, long, short = (tree["conv"]["kernel"] for tree in (PARAMS, moved, turned))
+    assert jnp.linalg.norm(long) > 1.05 * jnp.linalg.norm(before)
+    np.testing.assert_allclose(jnp.linalg.norm(short), jnp.linalg.norm(before), rtol=1e-6)
+    np.testing.assert_allclose(short / jnp.linalg.norm(short), long / jnp.linalg.norm(long), rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(turned["dense"]["kernel"], moved["dense"]["kernel"])
+
+
 def test_gradient_clipping(make_config):
-    config = make_config("configs/resnet.py:20", grad_clip_norm=0.01, optimizer__weight_decay=0.0)
+    config = make_config(
+        "configs/resnet.py:20",
+        grad_clip_norm=0.01,
+        optimizer__weight_decay=0.0,
+        optimizer__nesterov=False,
+        schedule__name="constant",
+    )
     np.testing.assert_allclose(optax.tree.norm(one_update(config)), 0.1 * 0.01, rtol=1e-5)
 
 
@@ -81,6 +112,13 @@ def test_schedules_at_their_corners(make_config):
     np.testing.assert_allclose(
         [cosine(0), cosine(100), cosine(200), cosine(600), cosine(1000)], [0, 5e-4, 1e-3, 5e-4, 0], atol=1e-9
     )
+    linear = schedule("linear", warmup_epochs=2.0)
+    np.testing.assert_allclose(
+        [linear(0), linear(100), linear(200), linear(600), linear(800), linear(1000)],
+        [0, 5e-4, 1e-3, 5e-4, 2.5e-4, 0],
+        atol=1e-9,
+    )
+    np.testing.assert_allclose([schedule("linear")(0), schedule("linear")(500)], [1e-3, 5e-4], rtol=1e-6)
     onecycle = schedule("onecycle", warmup_epochs=2.0)
     np.testing.assert_allclose([onecycle(0), onecycle(200)], [1e-3 / 25, 1e-3], rtol=1e-5)
     np.testing.assert_allclose(onecycle(1000), 1e-3 / 25 / 1e4, rtol=1e-2)
@@ -101,7 +139,7 @@ def test_the_schedule_begins_anew_with_each_stage(make_config):
     ("overrides", "message"),
     [
         ({"optimizer__name": "adma"}, "one of sgd, adam, adamw, muon"),
-        ({"schedule__name": "linear"}, "one of constant, step, cosine, onecycle"),
+        ({"schedule__name": "square"}, "one of constant, step, cosine, linear, onecycle"),
         ({"schedule__name": "cosine", "schedule__warmup_epochs": 100.0}, "below the number of epochs, 100"),
         ({"optimizer__weight_decay": 0.1}, "use adamw"),
     ],

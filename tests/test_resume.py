@@ -11,7 +11,8 @@ import pytest
 from fmbench import checkpoint, results
 from fmbench.models import split_model
 
-# Dropout, batch norm, a validation split, two stages; some 15 ms a step, 55 steps an epoch.
+# Dropout, batch norm, averaged weights, examples chosen by their losses, two stages; some 15 ms a step, 55 steps
+# an epoch.
 RUN = (
     "--config=configs/cnn4.py",
     "--config.data.source=sample",
@@ -19,10 +20,13 @@ RUN = (
     "--config.batch_size=8",
     "--config.num_epochs=4",
     "--config.stages.stage1.num_epochs=2",
+    "--config.ema_decay=0.9",
+    "--config.selection.easy=0.4",
+    "--config.selection.after_epochs=1",
 )
 ENTRY = (
-    "cnn4+batch_size=8+data.source=sample+data.split=default+num_epochs=4+stages.stage1.num_epochs=2"
-    "-cpu-float32-seed0"
+    "cnn4+batch_size=8+data.source=sample+data.split=default+ema_decay=0.9+num_epochs=4"
+    "+selection.after_epochs=1+selection.easy=0.4+stages.stage1.num_epochs=2-cpu-float32-seed0"
 )
 
 

@@ -168,6 +168,53 @@ def test_the_training_step_is_adam_on_the_mean_loss(make_config):
         assert np.mean(np.abs(got - expected) > 1e-5) < 0.01
 
 
+def test_the_moving_average_of_weights_and_statistics_is_what_is_evaluated(make_config):
+    config = make_config("configs/resnet.py:8", batch_size=40, ema_decay=0.15)
+    _, state, _, _ = set_up(config, 1)
+    average = jax.device_get((state.params, state.model_state))
+    after = train(config, num_devices=1, num_calls=3)
+    for decay, (state, _, _) in zip([1 / 10, 0.15, 0.15], after, strict=True):  # 2 / 11 and 3 / 12 are above 0.15
+        average = jax.tree.map(
+            lambda old, new, decay=decay: decay * old + (1 - decay) * new,
+            average,
+            (state.params, state.model_state),
+        )
+        for got, expected in zip(jax.tree.leaves(state.average), jax.tree.leaves(average), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+    data, _, _, program = set_up(config, 1)
+    batches = data.eval_batches["test"]
+    averaged, last = after[-1][0], after[-1][0].replace(average=None)
+    assert steps.evaluate(program, averaged, batches).loss == after[-1][2].loss
+    assert steps.evaluate(program, last, batches).loss != after[-1][2].loss
+
+
+@pytest.mark.parametrize(("num_devices", "mode"), [(1, "jit"), (8, "jit"), (8, "pmap")])
+def test_a_step_remembers_the_losses_of_its_rows(make_config, num_devices, mode):
+    config = make_config("configs/cnn1.py", batch_size=40, selection__easy=0.5, parallel=mode)
+    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    data = input_pipeline.load(config, mesh)
+    tx, _ = make_optimizer(config, data.steps_per_epoch)
+    graphdef, state = steps.init_state(config, tx, mesh, num_rows=480)
+    (programs, *_), _ = steps.compile_programs(config, mesh, data, graphdef, tx, state, 1)
+    order = data.epoch_order(0)
+    for step in range(2):
+        state, metrics = programs[1].run(state, data.train_rows, order, data.seed)
+        assert state.losses is not None
+        losses = np.asarray(state.losses["last"])
+        seen = np.asarray(order)[: 40 * (step + 1)]
+        assert np.isfinite(losses[seen]).all()
+        assert np.isinf(np.delete(losses, seen)).all()
+        np.testing.assert_allclose(losses[seen[-40:]].mean(), metrics["loss"], rtol=1e-5)
+        assert np.isinf(state.losses["before_epoch"]).all()
+
+
+def test_without_a_decay_there_is_no_average(make_config):
+    state = set_up(make_config("configs/baseline.py", batch_size=40), 1)[1]
+    assert state.average is None
+    assert state.evaluated == (state.params, state.model_state)
+
+
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_blends_labels_as_it_blends_images(make_config, kind):
     """The loss of a step against the same mathematics written down plainly."""
@@ -247,6 +294,7 @@ def test_the_steps_lower_for_every_platform(make_config, spec, platform, dtype):
         batch_size=40,
         normalization="unit",
         label_smoothing=0.1,
+        ema_decay=0.0,
         augment=config.augment.to_dict(),
     )
     eval_step = functools.partial(steps.eval_step, graphdef=graphdef, normalization="unit")

@@ -1,0 +1,94 @@
+"""Which examples an epoch visits: all of them, or the hard ones more often, by their last training losses.
+
+A net knows most of the images after a few epochs; a visit to one of these changes it little and costs as much as
+any other. So an epoch may leave out some of the examples with the lowest losses, and visit others again in their
+place: it has as many steps as ever.
+
+References:
+    Jiang et al., 2019, "Accelerating deep learning by focusing on the biggest losers"; Qin et al., 2024,
+    "InfoBatch", which goes by the losses of the last visits as is done here, but also rescales gradients and ends
+    with epochs that visit all.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+from fmbench.errors import UserError
+
+Settings = dict[str, Any]  # as `no_selection` has them
+
+
+def no_selection() -> config_dict.ConfigDict:
+    """The settings, for epochs that visit every example once."""
+    selection = config_dict.ConfigDict()
+    selection.easy = 0.0  # fraction of the examples that count as easy, at most half; 0: no selection
+    selection.keep = 0.3  # probability of an easy example to be visited in an epoch
+    selection.after_epochs = 2  # that visit all
+    return selection
+
+
+def check(settings: Settings) -> None:
+    """Refuses settings that mean nothing.
+
+    Raises:
+        UserError: Naming config.selection.<field> and what was expected.
+    """
+    for name, most in (("easy", 0.5), ("keep", 1)):
+        if not 0 <= settings[name] <= most:
+            raise UserError(f"config.selection.{name} is {settings[name]}; it must be between 0 and {most}.")
+    if settings["after_epochs"] < 1:
+        raise UserError(
+            f"config.selection.after_epochs is {settings['after_epochs']}; it must be at least 1: before they are "
+            "visited, examples have no losses."
+        )
+
+
+def unknown_losses(num_rows: int) -> dict[str, jax.Array]:
+    """The losses of examples never visited, which count as hard: float32 (num_rows,).
+
+    last: of each row's last visit. before_epoch: as these were when the present epoch began; by them its examples
+    were chosen, and are chosen again after an interruption.
+    """
+    return {name: jnp.full(num_rows, jnp.inf) for name in ("last", "before_epoch")}
+
+
+def update(
+    known: dict[str, jax.Array], indices: jax.Array, losses: jax.Array, *, starts_epoch: jax.Array
+) -> dict[str, jax.Array]:
+    """What is known after a step that found `losses`, (batch_size,), for the rows `indices`, (batch_size,)."""
+    return {
+        "last": known["last"].at[indices].set(losses, mode="promise_in_bounds"),
+        "before_epoch": jnp.where(starts_epoch, known["last"], known["before_epoch"]),
+    }
+
+
+def losses_of_epoch(known: dict[str, jax.Array] | None, *, is_new: bool) -> jax.Array | None:
+    """The losses by which the present epoch, which is new or has had some steps, chooses, if it does."""
+    return None if known is None else known["last" if is_new else "before_epoch"]
+
+
+def order(key: jax.Array, rows: jax.Array, losses: jax.Array, *, size: int, easy: float, keep: float) -> jax.Array:
+    """The rows that an epoch visits, in the order of their visit.
+
+    Args:
+        key: Of the epoch.
+        rows: int32 (n,).
+        losses: Of these rows, (n,).
+        size: Visits, at most n.
+        easy: Fraction of the rows, those of the lowest losses, that count as easy; at most half.
+        keep: Probability of an easy row to be visited.
+
+    Returns:
+        int32 (size,): all that are not left out, shuffled; then, until there are `size`, the same ones once more,
+        in another order.
+    """
+    keep_key, order_key = jax.random.split(key)
+    num_rows = len(rows)
+    is_easy = losses.argsort().argsort() < easy * num_rows
+    stays = ~is_easy | (jax.random.uniform(keep_key, (num_rows,)) < keep)
+    rounds = jnp.arange(2.0)[:, None] + jax.random.uniform(order_key, (2, num_rows))
+    places = jnp.where(stays, rounds, jnp.inf).ravel().argsort()[:size]
+    return rows[places % num_rows]
