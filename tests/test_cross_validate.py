@@ -63,9 +63,9 @@ def run(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
+def little(tmp_path_factory) -> Path:
     """A config file whose argument is the learning rate."""
-    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path = tmp_path_factory.mktemp("configs") / "little.py"
     path.write_text(TINY)
     return path
 
@@ -77,14 +77,14 @@ def places(path: Path) -> tuple[str, str]:
 # The folds.
 
 
-def test_the_folds_are_scikit_learns(tiny):
-    entry = config_lib.from_arguments([f"--config={tiny}", "--config.seed=3"])
+def test_the_folds_are_scikit_learns(little):
+    entry = config_lib.from_arguments([f"--config={little}", "--config.seed=3"])
     dataset = datasets.load("sample")
     mesh = parallel.make_mesh()
     folds = KFold(4, shuffle=True, random_state=1).split(dataset.train_images)
     for fold, (train_rows, held_out) in enumerate(folds):
         fold_config = cross_validate.fold_config(entry, fold, 4)
-        assert (fold_config.entry, fold_config.seed) == (f"tiny+fold={fold + 1}of4", 3)
+        assert (fold_config.entry, fold_config.seed) == (f"little+fold={fold + 1}of4", 3)
         data = input_pipeline.load(fold_config, mesh)
         assert data.watched == "validation"
         np.testing.assert_array_equal(data.train_indices, train_rows)
@@ -93,15 +93,16 @@ def test_the_folds_are_scikit_learns(tiny):
         np.testing.assert_array_equal(
             batch["image"][: len(held_out)], dataset.train_images[held_out].reshape(-1, 784)
         )
-    assert (entry.entry, entry.data.split) == ("tiny", "all")  # as it was
+    assert (entry.entry, entry.data.split) == ("little", "all")  # as it was
 
 
-def test_folds_are_trained_scored_compared_and_go_on_after_an_interruption(run, tiny, tmp_path, monkeypatch):
-    command: tuple[str, ...] = (f"--config={tiny}", f"--config={tiny}:0.01", "--folds=2", "--config.num_epochs=2")
+def test_folds_are_trained_scored_compared_and_go_on_after_an_interruption(run, little, tmp_path, monkeypatch):
+    configs = (f"--config={little}", f"--config={little}:0.01")
+    command: tuple[str, ...] = (*configs, "--folds=2", "--config.num_epochs=2")
     code, out, err = run(*command, *places(tmp_path / "undisturbed"))
     assert code == 0, err
     results_dir = tmp_path / "undisturbed" / "results"
-    for name in ("tiny+num_epochs=2", "tiny-0.01+num_epochs=2"):
+    for name in ("little+num_epochs=2", "little-0.01+num_epochs=2"):
         runs = [
             results.read(results_dir / "runs" / f"{name}+fold={fold}of2-cpu-x8-float32-seed0.json")
             for fold in (1, 2)
@@ -113,7 +114,7 @@ def test_folds_are_trained_scored_compared_and_go_on_after_an_interruption(run, 
         assert out.count(f"mean {(first + second) / 2:.3f} % ± {abs(first - second) / 2:.3f} (n=2)\n") == 1
         assert (results_dir / f"{name}-cpu-x8-float32-seed0-learning_curves.png").stat().st_size > 0
     assert (results_dir / "box_plot.png").stat().st_size > 0
-    assert "tiny-0.01+num_epochs=2 minus tiny+num_epochs=2: " in out
+    assert "little-0.01+num_epochs=2 minus little+num_epochs=2: " in out
     assert run("--check", *places(tmp_path / "undisturbed"))[0] == 0
 
     # The first config again, interrupted in the middle of its second fold.
@@ -137,16 +138,16 @@ def test_folds_are_trained_scored_compared_and_go_on_after_an_interruption(run, 
     code, resumed_out, err = run(*command, *places(tmp_path))
     assert code == 0, err
     assert len(epochs) == 4  # two in each of two folds, and none twice
-    assert "tiny+num_epochs=2+fold=1of2 seed 0: already finished" in resumed_out
+    assert "little+num_epochs=2+fold=1of2 seed 0: already finished" in resumed_out
     assert folds[0].read_bytes() == finished
     assert results.read(folds[1]).num_resumes == 1
     scores = re.findall(r"^(?:fold|mean) .*", resumed_out, re.MULTILINE)
     assert scores == re.findall(r"^(?:fold|mean) .*", out, re.MULTILINE)[:3]
 
 
-def test_a_fold_that_diverges_ends_it(run, tiny, tmp_path):
+def test_a_fold_that_diverges_ends_it(run, little, tmp_path):
     overrides = ("--config.num_epochs=1", "--config.optimizer.learning_rate=1e30")
-    code, out, err = run(f"--config={tiny}", "--folds=2", *overrides, *places(tmp_path))
+    code, out, err = run(f"--config={little}", "--folds=2", *overrides, *places(tmp_path))
     assert code == 3
     assert "diverged" in err
     assert "%" not in out
@@ -173,16 +174,16 @@ def test_a_fold_that_diverges_ends_it(run, tiny, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_line_and_exit_code_2(run, tiny, tmp_path, arguments, said):
-    code, _, err = run(*(text.replace("TINY", str(tiny)) for text in arguments), *places(tmp_path))
+def test_a_mistake_is_one_line_and_exit_code_2(run, little, tmp_path, arguments, said):
+    code, _, err = run(*(text.replace("TINY", str(little)) for text in arguments), *places(tmp_path))
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("fmbench.cross_validate: ")
     assert said in err
     assert not (tmp_path / "results").exists()
 
 
-def test_check_takes_no_config(run, tiny, tmp_path):
-    code, _, err = run("--check", f"--config={tiny}", *places(tmp_path))
+def test_check_takes_no_config(run, little, tmp_path):
+    code, _, err = run("--check", f"--config={little}", *places(tmp_path))
     assert code == 2
     assert "give them no --config" in err
 
@@ -360,9 +361,9 @@ def test_missing_and_unfinished_folds_are_named(run, results_dir):
     )
 
 
-def test_other_numbers_of_folds_are_refused_before_and_after_training(run, results_dir, tiny, tmp_path):
+def test_other_numbers_of_folds_are_refused_before_and_after_training(run, results_dir, little, tmp_path):
     publish_folds(results_dir, "baseline", BASELINE)
-    assert "scores over 3 and 5 folds" in run(f"--config={tiny}", "--folds=3", *places(tmp_path))[2]
+    assert "scores over 3 and 5 folds" in run(f"--config={little}", "--folds=3", *places(tmp_path))[2]
     assert not (tmp_path / "work").exists()
     publish_folds(results_dir, "same", SAME[:3])
     assert "scores over 3 and 5 folds cannot be compared" in refused(run, results_dir)
@@ -388,10 +389,10 @@ def test_folds_of_different_configs_or_machines_are_refused(run, results_dir):
     ],
     ids=["of fmbench.main", "another watched split", "another split", "old"],
 )
-def test_other_records_are_refused_before_and_after_training(run, results_dir, tiny, tmp_path, record):
+def test_other_records_are_refused_before_and_after_training(run, results_dir, little, tmp_path, record):
     publish(record, results_dir)
     assert f"{record.name} is no record of fmbench.cross_validate" in refused(run, results_dir)
-    code, _, err = run(f"--config={tiny}", *places(tmp_path))
+    code, _, err = run(f"--config={little}", *places(tmp_path))
     assert code == 2
     assert "is no record of fmbench.cross_validate" in err
     assert not (tmp_path / "work").exists()
