@@ -224,7 +224,7 @@ main() {
   # shellcheck disable=SC2119  # training needs no extra
   set_up_environment
 
-  local status=0 failures=() number=0 line name seed config flags
+  local status=0 failures=() number=0 line name seed config flags file
   current='the preparation of the data'
   run "$PYTHON" -m fmbench.datasets || status=$?
   if stops_suite "$status"; then stop_suite "$status"; fi
@@ -249,16 +249,18 @@ main() {
     fi
   done
 
-  current='the leaderboard'
   heading 'Leaderboard'
-  status=0
-  run "$PYTHON" -m fmbench.leaderboard --results_dir="$results_dir" || status=$?
-  if stops_suite "$status"; then stop_suite "$status"; fi
-  if ((status)); then
-    failures+=("the leaderboard (exit status $status: see its messages above)")
-  else
-    echo "The leaderboard is in $results_dir/leaderboard.md."
-  fi
+  for file in leaderboard.md speedrun.md pareto.svg; do
+    current=$file
+    status=0
+    run "$PYTHON" -m "fmbench.${file%.*}" --results_dir="$results_dir" || status=$?
+    if stops_suite "$status"; then stop_suite "$status"; fi
+    if ((status)); then
+      failures+=("$file (exit status $status: see its messages above)")
+    else
+      echo "$results_dir/$file is up to date."
+    fi
+  done
 
   if ((${#failures[@]})); then
     complain "${#failures[@]} failed:" "${failures[@]/#/  }"

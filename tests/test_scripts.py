@@ -44,6 +44,7 @@ done <"$STUB_DIR/replies"
 exit 0
 """
 
+PAGES = ["fmbench.leaderboard", "fmbench.speedrun", "fmbench.pareto"]
 SUITE = """
 configs/one.py     0,1
 configs/two.py:20  7  --config.width=8 --config.depth=2
@@ -154,13 +155,16 @@ def test_data_first_then_each_run_then_leaderboard(folder):
         f"{main}one.py --config.seed=1 --results_dir=results",
         f"{main}two.py:20 --config.seed=7 --config.width=8 --config.depth=2 --results_dir=results",
         "-m fmbench.leaderboard --results_dir=results",
+        "-m fmbench.speedrun --results_dir=results",
+        "-m fmbench.pareto --results_dir=results",
     ]
     assert re.findall(r"^\[.*$", done.stdout, re.M) == [
         "[1/3] one seed 0",
         "[2/3] one seed 1",
         "[3/3] two-20 seed 7",
     ]
-    assert "results/leaderboard.md" in done.stdout
+    for file in ("leaderboard.md", "speedrun.md", "pareto.svg"):
+        assert f"results/{file} is up to date" in done.stdout
     assert "\033" not in done.stdout + done.stderr
 
 
@@ -169,18 +173,25 @@ def test_goes_on_after_a_failure_and_reports_it(folder):
     done = folder.run_all("quick")
     assert done.returncode == 1
     assert folder.trained() == ["one.py 0", "one.py 1", "two.py:20 7"]
-    assert folder.calls()[-1].startswith("-m fmbench.leaderboard")
+    assert [call.split()[1] for call in folder.calls()[-3:]] == PAGES
     summary = done.stderr[done.stderr.index("2 failed:") :]
     assert "one seed 0 (exit status 3: diverged)" in summary
     assert "two-20 seed 7 (exit status 2" in summary
     assert "one seed 1" not in summary
 
 
-def test_failed_leaderboard_is_a_failure(folder):
-    folder.reply("1 fmbench.leaderboard")
+@pytest.mark.parametrize(
+    ("module", "file"),
+    [("leaderboard", "leaderboard.md"), ("speedrun", "speedrun.md"), ("pareto", "pareto.svg")],
+)
+def test_a_page_that_fails_is_a_failure_and_the_others_are_written(folder, module, file):
+    folder.reply(f"1 fmbench.{module}")
     done = folder.run_all("quick")
     assert done.returncode == 1
-    assert "the leaderboard (exit status 1" in done.stderr
+    assert "1 failed:" in done.stderr
+    assert f"{file} (exit status 1" in done.stderr
+    assert f"{file} is up to date" not in done.stdout
+    assert [call.split()[1] for call in folder.calls()[-3:]] == PAGES
 
 
 def test_without_data_nothing_is_trained(folder):
@@ -267,7 +278,7 @@ def test_force_and_results_dir_are_passed_on(folder, tmp_path):
         f"-m fmbench.main --config=configs/one.py --config.seed={seed}"
         f" --results_dir={elsewhere}/my results --force"
         for seed in (0, 1)
-    ] + [f"-m fmbench.leaderboard --results_dir={elsewhere}/my results"]
+    ] + [f"-m {page} --results_dir={elsewhere}/my results" for page in PAGES]
 
 
 @pytest.mark.parametrize("script", ["run_all.sh", "test.sh"])
