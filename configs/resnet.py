@@ -1,9 +1,18 @@
-"""ResNet of the CIFAR kind; the argument is its depth.
+"""Residual networks; the argument is the depth.
 
-    python -m fmbench.main --config=configs/resnet.py:20
+    python -m fmbench.main --config=configs/resnet.py:20     0.27 M parameters, 200 epochs
+    python -m fmbench.main --config=configs/resnet.py:18     11.2 M parameters, 100 epochs, for accelerators
 
-The paper's optimizer (SGD 0.1, momentum 0.9, weight decay 1e-4, batch 128, rate divided by 10 at 1/2 and 3/4 of
-the run) for 20 epochs, without augmentation; inputs standardised; default validation split.
+6n + 2 (20, 32, 44, 56, 110): the CIFAR kind, by the recipe of the authors of random erasing (Zhong et al., 2020;
+github.com/zhunzhong07/Random-Erasing): SGD 0.1, weight decay 5e-4, batch 128, crop padded by 4, flip, random
+erasing with probability 0.5, all 60,000 train images. It differs from theirs in 200 epochs for 300, Nesterov
+momentum, a warm-up over 5 epochs and half a cosine for their steps of the rate, and in evaluating the moving
+average of the weights. Published for depth 20, with their code on the new data: 95.55 ± .04 %, without erasing
+95.18 ± .04 (their issue 10). Expected time of depth 20: some 4 hours on two cores, at 820 images/s.
+
+18: the ImageNet kind in bfloat16, 100 epochs, batch 512 with 0.1 for each 128 images of it, and label smoothing;
+else the same. Published: 94.9 % on the old data, by another recipe (github.com/zalandoresearch/fashion-mnist,
+issue 25). Expected time: not measured, it needs an accelerator.
 """
 
 from ml_collections import config_dict
@@ -15,14 +24,30 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     if not arg:
         raise ValueError("the depth is missing, as in configs/resnet.py:20")
     config = base_config()
-    config.model.name = "resnet"
-    config.model.depth = int(arg)
-    config.num_epochs = 20
-    config.batch_size = 128
+    config.watch = "none"
+    config.data.split = "all"
     config.data.normalization = "standard"
+    config.ema_decay = 0.999
+    config.augment.crop_padding = 4
+    config.augment.flip = True
+    config.augment.random_erasing = 0.5
     config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 0.1
     config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 1e-4
-    config.schedule.name = "step"
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.schedule.name = "cosine"
+    config.schedule.warmup_epochs = 5.0
+    if arg == "18":
+        config.model.name = "resnet18"
+        config.num_epochs = 100
+        config.batch_size = 512
+        config.dtype = "bfloat16"
+        config.label_smoothing = 0.1
+        config.optimizer.learning_rate = 0.4
+    else:
+        config.model.name = "resnet"
+        config.model.depth = int(arg)
+        config.num_epochs = 200
+        config.batch_size = 128
+        config.optimizer.learning_rate = 0.1
     return config

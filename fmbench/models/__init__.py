@@ -13,14 +13,18 @@ from typing import Any
 from flax import nnx
 
 from fmbench.models.cnn import CNN1, CNN2, CNN3, CNN4, Baseline
-from fmbench.models.mlp import MLP, FullyConnected
-from fmbench.models.resnet import ResNet
+from fmbench.models.mlp import MLP, BatchNormMLP, FullyConnected
+from fmbench.models.resnet import ResNet, ResNet18
+from fmbench.models.speedrun import Speedrun
+from fmbench.models.tiny import Tiny
 from fmbench.models.transfer import TransferHead
 from fmbench.models.vgg import VGGLike
+from fmbench.models.wide_resnet import WideResNet
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
     "fully_connected": FullyConnected,
+    "mlp_bn": BatchNormMLP,
     "baseline": Baseline,
     "cnn1": CNN1,
     "cnn2": CNN2,
@@ -28,6 +32,10 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "cnn4": CNN4,
     "vgg_like": VGGLike,
     "resnet": ResNet,
+    "resnet18": ResNet18,
+    "wide_resnet": WideResNet,
+    "tiny": Tiny,
+    "speedrun": Speedrun,
     "transfer_head": TransferHead,
 }
 

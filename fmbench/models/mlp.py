@@ -1,5 +1,6 @@
 """Nets of dense layers only."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from fmbench.layers import Dropout, flatten
+from fmbench.layers import BatchNorm, Dropout, flatten
 
 
 class MLP(nnx.Module):
@@ -82,4 +83,44 @@ class FullyConnected(nnx.Module):
             x = nnx.relu(layer(x))
             if dropout:
                 x = dropout(x, train=train, rngs=rngs)
+        return self.head(x)
+
+
+class BatchNormMLP(nnx.Module):
+    """Dense layers, each followed by batch norm, ReLU and dropout.
+
+    Kernels are He-normal; the layers before a batch norm have no biases, which it would take away again.
+
+    Args:
+        widths: Of the layers before the last one, which has 10 outputs.
+        dropout: Probability of dropping a unit.
+
+    References:
+        Ioffe & Szegedy, 2015, "Batch normalization"; He et al., 2015, "Delving deep into rectifiers"; Srivastava
+        et al., 2014, "Dropout: a simple way to prevent neural networks from overfitting".
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int],
+        dropout: float,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        axis_name: str | None = None,
+    ):
+        dense = functools.partial(nnx.Linear, kernel_init=nnx.initializers.he_normal(), dtype=dtype, rngs=rngs)
+        self.hidden = nnx.List(dense(*sizes, use_bias=False) for sizes in itertools.pairwise([784, *widths]))
+        self.norms = nnx.List(
+            BatchNorm(width, momentum=0.9, dtype=dtype, axis_name=axis_name, rngs=rngs) for width in widths
+        )
+        self.dropouts = nnx.List(Dropout(dropout, axis_name=axis_name) for _ in widths)
+        self.head = dense(widths[-1], 10)
+
+    def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """(batch, 28, 28, 1) -> logits (batch, 10)."""
+        x = flatten(images)
+        for layer, norm, dropout in zip(self.hidden, self.norms, self.dropouts, strict=True):
+            x = norm(layer(x), train=train, relu=True)
+            x = dropout(x, train=train, rngs=rngs)
         return self.head(x)
