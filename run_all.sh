@@ -25,6 +25,11 @@ configs/fc.py:b       0,1,2,3,4
 '
 
 FULL="$PAPER
+configs/speedrun.py:94 0,1,2,3,4,5,6,7,8,9
+configs/mlp.py:best   0,1,2,3,4
+configs/tiny.py:20k   0,1,2,3,4
+configs/tiny.py:50k   0,1,2,3,4
+configs/tiny.py:100k  0,1,2,3,4
 configs/resnet.py:20  0
 "
 
@@ -39,7 +44,7 @@ in DIR. Sets itself up: on the first call it makes .venv and fetches the data.
 
   quick    a few small nets; fits in 10 minutes on two cores
   paper    the reference systems, five seeds each
-  full     paper and the deeper nets
+  full     paper, the speed records and the nets made for accuracy; days on two cores
 
   ENTRY...            only these entries of the suite, e.g. mlp cnn1 resnet-20
   --force             train again where there is a valid record or an unfinished run

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from fmbench.config import base_config
 
-NUM_EPOCHS = {"94": 9}
+NUM_EPOCHS = {"94": 12}
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
