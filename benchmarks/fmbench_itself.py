@@ -26,8 +26,8 @@ from flax import nnx
 from ml_collections import config_dict
 
 import fmbench
+from fmbench import augment, input_pipeline, parallel, runtime, selection, steps
 from fmbench import config as config_lib
-from fmbench import input_pipeline, parallel, runtime, steps
 from fmbench.optimizer import make_optimizer
 
 INFER_BATCHES = 10
@@ -44,7 +44,7 @@ class FmbenchItself:
         parallel.check_batch_size("eval_batch_size", self.config.eval_batch_size, self.mesh)
         self.data = make_data(job, self.config, self.mesh)
         self.tx, _ = make_optimizer(self.config, self.data.steps_per_epoch)
-        self.graphdef, state = steps.init_state(self.config, self.tx, self.mesh)
+        self.graphdef, state = steps.init_state(self.config, self.tx, self.mesh, self.data.num_train)
         weights = job.load_weights()
         if weights is not None:
             params, model_state = from_canonical((state.params, state.model_state), weights)
@@ -110,6 +110,12 @@ def make_config(job: protocol.Job) -> config_dict.ConfigDict:
         config.eval_batch_size = job.infer_batch_size
         config.data.normalization = job.normalization
         config.data.split = "all"
+        config.label_smoothing = job.label_smoothing
+        config.ema_decay = job.ema_decay
+        config.grad_clip_norm = job.grad_clip_norm
+        config.selection.update(selection.no_selection().to_dict() | job.selection)
+        first_stage = config.stages[min(config.stages)] if config.stages else config
+        first_stage.augment.update(augment.no_augmentation().to_dict() | job.augment)
     return config_lib.finalize(config, job.config)
 
 

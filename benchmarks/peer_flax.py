@@ -203,6 +203,7 @@ class StockFlax:
 
     def __init__(self, job: protocol.Job):
         job.check_variant("float32", "bfloat16")
+        job.check_step()
         self.job = job
         images, labels = job.load_rows()
         self.images, self.labels = jnp.asarray(images), jnp.asarray(labels)
@@ -312,7 +313,7 @@ def make_optimizer(settings: dict[str, Any]) -> optax.GradientTransformation:
                 ),
                 optax.sgd(settings["learning_rate"], settings["momentum"], settings["nesterov"]),
             )
-    raise ValueError(f"optimizer '{settings['name']}': the peers have adam and sgd")
+    raise ValueError(f"optimizer '{settings['name']}': this peer has adam and sgd")
 
 
 def set_weights(model: nnx.Module, weights: dict[str, np.ndarray]) -> None:

@@ -136,6 +136,7 @@ class Keras:
 
     def __init__(self, job: protocol.Job):
         job.check_variant("float32", "bfloat16")
+        job.check_step()
         keras.utils.set_random_seed(protocol.SEED)
         keras.mixed_precision.set_dtype_policy("mixed_bfloat16" if job.dtype == "bfloat16" else "float32")
         self.job = job
@@ -216,7 +217,7 @@ def make_optimizer(settings: dict[str, Any]) -> keras.optimizers.Optimizer:
             )
         case "sgd":
             return keras.optimizers.SGD(settings["learning_rate"], settings["momentum"], settings["nesterov"])
-    raise ValueError(f"optimizer '{settings['name']}': the peers have adam and sgd")
+    raise ValueError(f"optimizer '{settings['name']}': this peer has adam and sgd")
 
 
 # Flax's names of what Keras calls otherwise.

@@ -9,7 +9,9 @@ import protocol
 if __name__ == "__main__":
     ANSWERS = protocol.claim_stdout()
 
+import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -178,6 +180,34 @@ class ResNet(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
 
+class Speedrun(nn.Module):
+    def __init__(self, widths: Sequence[int] = (32, 64, 128)):
+        super().__init__()
+        first, second, third = widths
+        self.conv1 = nn.Conv2d(1, first, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(first)
+        self.conv2 = nn.Conv2d(first, first, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(first)
+        self.conv3 = nn.Conv2d(first, second, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(second)
+        self.conv4 = nn.Conv2d(second, second, 3, padding=1, bias=False)
+        self.norm4 = nn.BatchNorm2d(second)
+        self.conv5 = nn.Conv2d(second, third, 3, padding=1, bias=False)
+        self.norm5 = nn.BatchNorm2d(third)
+        self.conv6 = nn.Conv2d(third, third, 3, padding=1, bias=False)
+        self.norm6 = nn.BatchNorm2d(third)
+        self.head = nn.Linear(third, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu_(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        x = torch.relu_(self.norm2(self.conv2(x)))
+        x = torch.relu_(self.norm3(F.max_pool2d(self.conv3(x), 2)))
+        x = torch.relu_(self.norm4(self.conv4(x)))
+        x = torch.relu_(self.norm5(self.conv5(F.max_pool2d(x, 2))))
+        x = x + torch.relu_(self.norm6(self.conv6(x)))
+        return self.head(F.adaptive_max_pool2d(x, 1).flatten(1))
+
+
 MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "cnn1": CNN1,
@@ -185,6 +215,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "cnn4": CNN4,
     "vgg_like": VGGLike,
     "resnet": ResNet,
+    "speedrun": Speedrun,
 }
 
 
@@ -193,12 +224,16 @@ class PyTorch:
 
     def __init__(self, job: protocol.Job):
         job.check_variant("eager-float32", "eager-bfloat16", "compile-float32", "compile-bfloat16")
+        job.check_step("label_smoothing", "selection", "keep_norm", "crop_padding", "flip")
         torch.set_num_threads(protocol.num_cores())
         torch.manual_seed(protocol.SEED)
         self.job = job
         images, labels = job.load_rows()
         self.images = torch.from_numpy(images)
         self.labels = torch.from_numpy(labels.astype(np.int64))
+        augments = any(job.augment.values())
+        self.crops = all_crops(self.images, job.augment["crop_padding"]) if augments else None
+        self.last_losses = torch.full((len(images),), math.inf) if job.selection.get("easy") else None
         self.train_batches = protocol.shuffled_batches(len(images), job.batch_size)
         self.infer_batches = protocol.consecutive_batches(len(images), job.infer_batch_size)
 
@@ -207,7 +242,7 @@ class PyTorch:
         if weights is not None:
             set_weights(self.model, weights)
         self.model.to(memory_format=torch.channels_last)
-        self.optimizer = make_optimizer(self.model, job.optimizer)
+        self.optimizers = make_optimizers(self.model, job.optimizer)
         self.loss = self.model_loss
         self.classes = self.model_classes
 
@@ -225,8 +260,12 @@ class PyTorch:
             logits = self.model(x)
         return logits.float()
 
-    def model_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(self.forward(images), labels)
+    def model_loss(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch's mean loss, and the losses of its examples."""
+        losses = F.cross_entropy(
+            self.forward(images), labels, reduction="none", label_smoothing=self.job.label_smoothing
+        )
+        return losses.mean(), losses.detach()
 
     def model_classes(self, images: torch.Tensor) -> torch.Tensor:
         return self.forward(images).argmax(dim=-1)
@@ -246,11 +285,24 @@ class PyTorch:
     def train_step(self) -> tuple[int, Any]:
         self.model.train()
         indices = torch.from_numpy(next(self.train_batches))
-        loss = self.loss(self.images[indices], self.labels[indices])
-        self.optimizer.zero_grad(set_to_none=True)
+        loss, losses = self.loss(self.augmented(indices), self.labels[indices])
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.last_losses is not None:
+            self.last_losses[indices] = losses
         return self.job.batch_size, loss
+
+    def augmented(self, indices: torch.Tensor) -> torch.Tensor:
+        """These train images, each cropped and flipped by itself."""
+        if self.crops is None:
+            return self.images[indices]
+        corners = torch.randint(self.crops.shape[1], (2, len(indices)))
+        images = self.crops[indices, corners[0], corners[1]]
+        if self.job.augment["flip"]:
+            images = torch.where(torch.rand(len(indices), 1, 1) < 0.5, images.flip(2), images)
+        return images
 
     def infer_step(self) -> tuple[int, Any]:
         self.model.eval()
@@ -262,31 +314,93 @@ class PyTorch:
         """On CPUs a step is done when its call returns."""
 
 
-def make_optimizer(model: nn.Module, settings: dict[str, Any]) -> torch.optim.Optimizer:
-    """SGD with weight decay on kernels, or Adam."""
+def all_crops(images: torch.Tensor, padding: int) -> torch.Tensor:
+    """Views of images (n, 784), padded with black: [image, top, left] is a crop of 28 x 28."""
+    padded = F.pad(images.view(-1, 28, 28), [padding] * 4)
+    return padded.unfold(1, 28, 1).unfold(2, 28, 1)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal, for kernels, as matrices of outputs x inputs, with Nesterov's momentum.
+
+    PyTorch's own takes two-dimensional parameters alone, computes in bfloat16, and weighs the first gradients
+    otherwise than optax.
+    """
+
+    def __init__(self, kernels: list[torch.Tensor], learning_rate: float, momentum: float, weight_decay: float):
+        super().__init__(kernels, {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay})
+        self.averages = [torch.zeros_like(kernel) for kernel in kernels]
+        self.steps_done = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        (group,) = self.param_groups
+        momentum = group["momentum"]
+        grads = [kernel.grad for kernel in group["params"]]
+        self.steps_done += 1
+        torch._foreach_lerp_(self.averages, grads, 1 - momentum)
+        updates = torch._foreach_mul(self.averages, momentum / (1 - momentum ** (self.steps_done + 1)))
+        torch._foreach_add_(updates, grads, alpha=(1 - momentum) / (1 - momentum**self.steps_done))
+        torch._foreach_mul_(group["params"], 1 - group["lr"] * group["weight_decay"])
+        for kernel, update in zip(group["params"], updates, strict=True):
+            matrix = orthogonalized(update.flatten(1))
+            outputs, inputs = matrix.shape
+            kernel.add_(matrix.view_as(kernel), alpha=-group["lr"] * math.sqrt(max(1, outputs / inputs)))
+
+
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix with the same singular vectors, all singular values near 1, by five steps of Newton and Schulz."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalized(matrix.T).T
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix / (matrix.norm() + 1e-8)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+class KeepNorm:
+    """Gives convolution kernels, after the step of their optimizer, the norms back that they began with."""
+
+    @torch.no_grad()
+    def __init__(self, kernels: list[torch.Tensor]):
+        self.kernels = kernels
+        self.norms = torch._foreach_norm(kernels)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        torch._foreach_mul_(self.kernels, torch._foreach_div(self.norms, torch._foreach_norm(self.kernels)))
+
+
+def make_optimizers(model: nn.Module, settings: dict[str, Any]) -> list[Any]:
+    """What takes a step each, in this order, in every update.
+
+    Adam; SGD with weight decay on kernels; or Muon for the kernels of hidden layers, and Adam for the rest, with
+    Nesterov's momentum both.
+    """
+    parameters = list(model.parameters())
+    kernels = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    rate, momentum, decay = settings["learning_rate"], settings["momentum"], settings["weight_decay"]
+    betas = (settings["b1"], settings["b2"])
+    optimizers: list[Any]
     match settings["name"]:
         case "adam":
-            return torch.optim.Adam(
-                model.parameters(),
-                settings["learning_rate"],
-                (settings["b1"], settings["b2"]),
-                settings["eps"],
-                fused=True,
-            )
+            optimizers = [torch.optim.Adam(parameters, rate, betas, settings["eps"], fused=True)]
         case "sgd":
-            parameters = list(model.parameters())
-            groups = [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings["weight_decay"]},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ]
-            return torch.optim.SGD(
-                groups,
-                settings["learning_rate"],
-                settings["momentum"],
-                nesterov=settings["nesterov"],
-                fused=True,
-            )
-    raise ValueError(f"optimizer '{settings['name']}': the peers have adam and sgd")
+            groups = [{"params": kernels, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+            optimizers = [torch.optim.SGD(groups, rate, momentum, nesterov=settings["nesterov"], fused=True)]
+        case "muon" if settings["nesterov"]:
+            *hidden, head = kernels
+            # With an infinite decay its momentum is b1 from the first step on, as in optax.
+            nadam = {"lr": settings["adam_factor"] * rate, "betas": betas, "momentum_decay": math.inf}
+            optimizers = [Muon(hidden, rate, momentum, decay), torch.optim.NAdam([head, *others], **nadam)]
+        case name:
+            raise ValueError(f"optimizer '{name}': this peer has adam, sgd, and muon with nesterov")
+    if settings["keep_norm"]:
+        optimizers.append(KeepNorm([p for p in kernels if p.ndim == 4]))
+    return optimizers
 
 
 def canonical(model: nn.Module) -> dict[str, torch.Tensor]:

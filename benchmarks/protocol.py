@@ -72,6 +72,12 @@ class Job:
     train_labels: str  # .npy, int32 (n,)
     weights: str | None = None  # .npz, by dotted path, shaped as in Flax; None: the system's own initial values
     copies: int = 1  # of the train set, in a row
+    # What else a training step does: the fields of fmbench's config, `augment` that of the first stage.
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+    augment: dict[str, Any] = dataclasses.field(default_factory=dict)
+    selection: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def check_variant(self, *variants: str) -> None:
         """Refuses a variant that the system does not have.
@@ -81,6 +87,27 @@ class Job:
         """
         if self.variant not in variants or not self.variant.endswith(self.dtype):
             raise ValueError(f"variant '{self.variant}' with {self.dtype}: expected one of {', '.join(variants)}")
+
+    def check_step(self, *abilities: str) -> None:
+        """Refuses a step of which the system would leave something out, and so do less work than fmbench.
+
+        Args:
+            abilities: What the system does of label_smoothing, ema_decay, grad_clip_norm, selection (it keeps the
+                last loss of each row), keep_norm and the augmentations, as flip.
+
+        Raises:
+            ValueError: If the job asks for more.
+        """
+        asked = {
+            "label_smoothing": self.label_smoothing,
+            "ema_decay": self.ema_decay,
+            "grad_clip_norm": self.grad_clip_norm,
+            "selection": self.selection.get("easy"),
+            "keep_norm": self.optimizer["keep_norm"],
+            **self.augment,
+        }
+        if missing := [name for name, strength in asked.items() if strength and name not in abilities]:
+            raise ValueError(f"the step has {', '.join(missing)}, which this peer does not do")
 
     def load_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """The train set: uint8 (copies * n, 784) and int32 (copies * n,)."""

@@ -566,6 +566,11 @@ def make_entrant(
         "train_labels": str(scratch / "labels.npy"),
         "weights": str(weights) if weights else None,
         "copies": copies,
+        "label_smoothing": run_config.label_smoothing,
+        "ema_decay": run_config.ema_decay,
+        "grad_clip_norm": run_config.grad_clip_norm,
+        "augment": config.stages(run_config)[0].augment,
+        "selection": run_config.selection.to_dict(),
     }
     row = {
         "model": run_config.entry,

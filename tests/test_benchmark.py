@@ -131,6 +131,18 @@ def test_all_are_ready_and_proven_equal_before_the_first_compiles(run, log):
         assert (job["normalization"], job["config"], job["copies"]) == ("symmetric", MLP, 1)
 
 
+def test_jobs_say_what_a_step_does(run, log):
+    configs = f"{REPOSITORY / 'configs' / 'speedrun.py'}:94,{CNN1}"
+    assert run(*FLOAT32, f"--configs={configs}", "--rounds=1")[0] == 0
+    jobs = {entry["model"]: entry for entry in log() if entry["do"] == "job"}
+    recipe = jobs["speedrun"]
+    assert (recipe["label_smoothing"], recipe["ema_decay"], recipe["grad_clip_norm"]) == (0.1, 0.0, 0.0)
+    assert recipe["selection"] == {"easy": 0.5, "keep": 0.2, "after_epochs": 1}
+    assert {name: value for name, value in recipe["augment"].items() if value} == {"flip": True, "crop_padding": 1}
+    assert recipe["optimizer"]["keep_norm"] is True
+    assert not any(jobs["cnn1"]["augment"].values())  # in its first stage; in its second there is some
+
+
 def test_row_has_medians_spread_and_ratios_of_medians(run, results_dir):
     assert run(*ALL_FLOAT32)[0] == 0
     rows = table(results_dir, "mlp")

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from fmbench import datasets
 from fmbench.input_pipeline import normalize
 from fmbench.models import MODELS, split_model
+from fmbench.optimizer import make_optimizer
 from fmbench.steps import count
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -27,8 +29,12 @@ BENCHMARKS = REPOSITORY / "benchmarks"
 
 ARGUMENTS: dict[str, dict] = {"resnet": {"depth": 8}}  # compiles sooner than 20
 ADAM = {"name": "adam", "learning_rate": 1e-3, "momentum": 0.9, "nesterov": False, "b1": 0.9, "b2": 0.999}
-ADAM |= {"eps": 1e-7, "weight_decay": 0.0}
+ADAM |= {"eps": 1e-7, "weight_decay": 0.0, "adam_factor": 1.0, "keep_norm": False}
 SGD = ADAM | {"name": "sgd", "learning_rate": 0.01, "weight_decay": 1e-4}
+MUON = ADAM | {"name": "muon", "learning_rate": 0.17, "momentum": 0.6, "nesterov": True, "eps": 1e-8}
+MUON |= {"weight_decay": 0.02, "adam_factor": 0.07, "keep_norm": True}
+NETS = {"torch": [*peer_flax.MODELS, "speedrun"], "keras": [*peer_flax.MODELS]}
+CONFIGS = {"resnet": "resnet.py:20", "speedrun": "speedrun.py:94"}
 NUM_LOGITS = 16
 
 
@@ -58,13 +64,13 @@ def make_job(tmp_path_factory):
         return {
             "model": model,
             "arguments": ARGUMENTS.get(model, {}),
-            "config": str(REPOSITORY / "configs" / ("resnet.py:20" if model == "resnet" else f"{model}.py")),
+            "config": str(REPOSITORY / "configs" / CONFIGS.get(model, f"{model}.py")),
             "variant": "float32",
             "dtype": "float32",
             "batch_size": 32,
             "infer_batch_size": 64,
-            "normalization": {"mlp": "symmetric", "resnet": "standard"}.get(model, "unit"),
-            "optimizer": SGD if model == "resnet" else ADAM,
+            "normalization": {"mlp": "symmetric", "resnet": "standard", "speedrun": "standard"}.get(model, "unit"),
+            "optimizer": {"resnet": SGD, "speedrun": MUON}.get(model, ADAM),
             "train_images": str(folder / "images.npy"),
             "train_labels": str(folder / "labels.npy"),
             "weights": str(weights),
@@ -95,7 +101,7 @@ def fmbench_logits(make_job):
     """fmbench's own logits of the first images."""
     return {
         model: fmbench_itself.FmbenchItself(protocol.Job(**make_job(model))).logits(NUM_LOGITS)
-        for model in peer_flax.MODELS
+        for model in NETS["torch"]
     }
 
 
@@ -284,16 +290,163 @@ def test_peer_is_the_same_net(make_job, fmbench_logits, peer, system):
             IN_PEER.format(module=f"peer_{peer}", system=system, count=NUM_LOGITS),
         ],
         cwd=BENCHMARKS,
-        input="".join(json.dumps(make_job(model, variant=variant)) + "\n" for model in peer_flax.MODELS),
+        input="".join(json.dumps(make_job(model, variant=variant)) + "\n" for model in NETS[peer]),
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    for model, line in zip(peer_flax.MODELS, done.stdout.splitlines(), strict=True):
+    for model, line in zip(NETS[peer], done.stdout.splitlines(), strict=True):
         answer = json.loads(line)
         np.testing.assert_allclose(answer["logits"], fmbench_logits[model], rtol=1e-4, atol=1e-4, err_msg=model)
         assert_same_size(model, *answer["sizes"])
+
+
+# ---------------------------------------------------------------------------- the same step
+
+
+# Run in PyTorch's environment, with files as arguments: a job and gradients, and what becomes of them. One image,
+# augmented often; the net after a step on the whole train set; the net after two updates with the given gradients.
+IN_TORCH = """
+import json, sys, protocol, peer_torch, numpy, torch
+job_file, grads_file, augmented_file, step_file, updates_file = sys.argv[1:]
+job = json.load(open(job_file))
+system = peer_torch.PyTorch(protocol.Job(**job | {"augment": {"flip": True, "crop_padding": 1}}))
+numpy.save(augmented_file, system.augmented(torch.full((1800,), 7)).view(-1, 28, 28).numpy())
+
+system = peer_torch.PyTorch(protocol.Job(**job))
+system.train_step()
+step = {name: tensor.detach() for name, tensor in peer_torch.canonical(system.model).items()}
+numpy.savez(step_file, last_losses=system.last_losses, **step)
+
+system, grads = peer_torch.PyTorch(protocol.Job(**job)), peer_torch.Speedrun()
+for factor in (1, 2):
+    peer_torch.set_weights(grads, {n: x**factor for n, x in numpy.load(grads_file).items()})
+    for parameter, grad in zip(system.model.parameters(), grads.parameters()):
+        parameter.grad = grad.detach().clone()
+    for optimizer in system.optimizers:
+        optimizer.step()
+numpy.savez(updates_file, **{name: tensor.detach() for name, tensor in peer_torch.canonical(system.model).items()})
+"""
+
+
+@pytest.fixture(scope="module")
+def torch_speedrun(make_job, tmp_path_factory):
+    """The job of the speed record's net on its whole train set, gradients, and what IN_TORCH makes of them."""
+    skip_without("torch")
+    folder = tmp_path_factory.mktemp("torch")
+    num_rows = len(np.load(make_job("speedrun")["train_labels"]))
+    job = make_job("speedrun", batch_size=num_rows, label_smoothing=0.1, selection={"easy": 0.5})
+    rng = np.random.default_rng(1)
+    with np.load(job["weights"]) as weights:
+        grads = {name: rng.normal(0, 1, x.shape).astype(np.float32) for name, x in weights.items()}
+    files = [folder / name for name in ("job.json", "grads.npz", "augmented.npy", "step.npz", "updates.npz")]
+    files[0].write_text(json.dumps(job | {"variant": "eager-float32"}))
+    np.savez(files[1], **grads)
+    done = subprocess.run(
+        [str(peer_python("torch")), "-c", IN_TORCH, *map(str, files)],
+        cwd=BENCHMARKS,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return job, grads, *map(np.load, files[2:])
+
+
+def test_torch_crops_and_flips_each_image_by_itself(torch_speedrun):
+    job, _, augmented, *_ = torch_speedrun
+    padded = np.pad(np.load(job["train_images"])[7].reshape(28, 28), 1)
+    crops = [padded[top : top + 28, left : left + 28] for top in range(3) for left in range(3)]
+    crops += [crop[:, ::-1] for crop in crops]
+    counts = [(augmented == crop).all(axis=(1, 2)).sum() for crop in crops]
+    assert sum(counts) == len(augmented) == 1800
+    assert min(counts) > 60 and max(counts) < 140  # of 100; the standard deviation is 10
+
+
+def test_torch_takes_fmbenchs_step(torch_speedrun):
+    """On all rows at once, whose order is of no importance then: the losses that it keeps, and the net."""
+    job, _, _, step, _ = torch_speedrun
+    job = protocol.Job(**job)
+    system = fmbench_itself.FmbenchItself(job)
+    system.compile()
+    system.train_step()
+    assert system.state.losses
+    np.testing.assert_allclose(step["last_losses"], system.state.losses["last"], rtol=1e-3, atol=1e-3)
+    expected = fmbench_itself.to_canonical(system.state.params, system.state.model_state)
+    weights = job.load_weights()
+    assert weights and expected.keys() == weights.keys()
+    for name, values in expected.items():
+        if name.endswith("bias"):  # Adam's first change is a sign, which rounding decides where a gradient is 0
+            continue
+        change = np.linalg.norm(values - weights[name])
+        difference = np.linalg.norm(step[name] - values)
+        assert difference < 0.05 * change, (name, difference, change)  # Muon makes much of rounding errors
+
+
+def test_torch_has_fmbenchs_muon(torch_speedrun):
+    """Two updates with given gradients, which tell momentum, its bias and its look ahead apart."""
+    job, grads, _, _, updates = torch_speedrun
+    job = protocol.Job(**job)
+    run_config = fmbench_itself.make_config(job)
+    with run_config.unlocked():
+        run_config.schedule.name = "constant"
+    tx, _ = make_optimizer(run_config, steps_per_epoch=10)
+    like = split_model(nnx.eval_shape(lambda: MODELS["speedrun"](rngs=nnx.Rngs(0))))[1:]
+    params, _ = fmbench_itself.from_canonical(like, job.load_weights() or {})
+    state = tx.init(params)
+    for factor in (1, 2):
+        grad, _ = fmbench_itself.from_canonical(like, {name: x**factor for name, x in grads.items()})
+        change, state = tx.update(grad, state, params)
+        params = optax.apply_updates(params, change)
+    for name, values in fmbench_itself.to_canonical(params).items():
+        np.testing.assert_allclose(updates[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "missing"),
+    [
+        ({"label_smoothing": 0.1}, "label_smoothing"),
+        ({"ema_decay": 0.999}, "ema_decay"),
+        ({"grad_clip_norm": 1.0}, "grad_clip_norm"),
+        ({"selection": {"easy": 0.5, "keep": 0.2}}, "selection"),
+        ({"augment": {"flip": True, "cutout": 0, "shift": 0.1}}, "flip, shift"),
+        ({"optimizer": ADAM | {"keep_norm": True}}, "keep_norm"),
+    ],
+)
+def test_a_peer_refuses_a_step_of_which_it_would_do_less(make_job, fields, missing):
+    with pytest.raises(ValueError, match=f"the step has {missing}, which this peer does not do"):
+        peer_flax.StockFlax(protocol.Job(**make_job("mlp", **fields)))
+    able = ("label_smoothing", "ema_decay", "grad_clip_norm", "selection", "keep_norm", "flip", "shift")
+    protocol.Job(**make_job("mlp", **fields)).check_step(*able)
+
+
+def test_stock_flax_refuses_muon(make_job):
+    with pytest.raises(ValueError, match="optimizer 'muon': this peer has adam and sgd"):
+        peer_flax.StockFlax(protocol.Job(**make_job("mlp", optimizer=MUON | {"keep_norm": False})))
+
+
+@pytest.mark.parametrize(
+    ("peer", "fields", "message"),
+    [
+        ("torch", {"augment": {"random_erasing": 0.5}}, "the step has random_erasing, which this peer"),
+        ("torch", {"optimizer": MUON | {"nesterov": False}}, "this peer has adam, sgd, and muon with nesterov"),
+        ("keras", {"label_smoothing": 0.1}, "the step has label_smoothing, which this peer does not do"),
+        ("keras", {"optimizer": MUON | {"keep_norm": False}}, "optimizer 'muon': this peer has adam and sgd"),
+    ],
+)
+def test_other_peers_refuse(make_job, peer, fields, message):
+    skip_without(peer)
+    variant = {"torch": "eager-float32", "keras": "float32"}[peer]
+    done = subprocess.run(
+        [str(peer_python(peer)), str(BENCHMARKS / f"peer_{peer}.py")],
+        input=json.dumps(make_job("mlp", variant=variant, **fields)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    assert message in json.loads(done.stdout)["error"]
 
 
 # ---------------------------------------------------------------------------- real workers
