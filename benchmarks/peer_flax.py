@@ -10,7 +10,9 @@ if __name__ == "__main__":
     ANSWERS = protocol.claim_stdout()
 
 import functools
+import itertools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import flax
@@ -42,6 +44,38 @@ class MLP(nnx.Module):
         return self.head(x)
 
 
+class FullyConnected(nnx.Module):
+    def __init__(self, *, widths: Sequence[int], num_dropouts: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        dense = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        self.hidden = nnx.List(dense(*sizes) for sizes in itertools.pairwise([784, *widths]))
+        self.num_dropouts = num_dropouts
+        self.dropout = nnx.Dropout(0.25)
+        self.head = dense(widths[-1], 10)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        for number, layer in enumerate(self.hidden):
+            x = nnx.relu(layer(x))
+            if number < self.num_dropouts:
+                x = self.dropout(x, rngs=rngs)
+        return self.head(x)
+
+
+class Baseline(nnx.Module):
+    def __init__(self, *, filters: int = 32, padding: str = "VALID", dtype: DTypeLike, rngs: nnx.Rngs):
+        side = 14 if padding == "SAME" else 13
+        self.conv1 = nnx.Conv(1, filters, (3, 3), padding=padding, dtype=dtype, rngs=rngs)
+        self.dense1 = nnx.Linear(side * side * filters, 100, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(100, 10, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        del rngs  # nothing here is random
+        x = nnx.max_pool(nnx.relu(self.conv1(x)), (2, 2), (2, 2))
+        x = x.reshape(x.shape[0], -1)
+        x = nnx.relu(self.dense1(x))
+        return self.head(x)
+
+
 class CNN1(nnx.Module):
     def __init__(self, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv1 = nnx.Conv(1, 32, (3, 3), padding="VALID", dtype=dtype, rngs=rngs)
@@ -55,6 +89,24 @@ class CNN1(nnx.Module):
         x = x.reshape(x.shape[0], -1)
         x = nnx.relu(self.dense1(x))
         return self.head(x)
+
+
+class CNN2(nnx.Module):
+    def __init__(self, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        conv = functools.partial(nnx.Conv, kernel_size=(3, 3), padding="VALID", dtype=dtype, rngs=rngs)
+        self.conv1 = conv(1, 64)
+        self.dropout1 = nnx.Dropout(0.25)
+        self.conv2 = conv(64, 32)
+        self.dense1 = nnx.Linear(5 * 5 * 32, 32, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(32, 10, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = nnx.max_pool(nnx.relu(self.conv1(x)), (2, 2), (2, 2))
+        x = self.dropout1(x, rngs=rngs)
+        x = nnx.max_pool(nnx.relu(self.conv2(x)), (2, 2), (2, 2))
+        x = x.reshape(x.shape[0], -1)
+        x = nnx.relu(self.dense1(x))
+        return nnx.log_sigmoid(self.head(x))
 
 
 class CNN3(nnx.Module):
@@ -190,7 +242,10 @@ class ResNet(nnx.Module):
 
 MODELS: dict[str, Any] = {
     "mlp": MLP,
+    "fully_connected": FullyConnected,
+    "baseline": Baseline,
     "cnn1": CNN1,
+    "cnn2": CNN2,
     "cnn3": CNN3,
     "cnn4": CNN4,
     "vgg_like": VGGLike,

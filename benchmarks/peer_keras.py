@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -33,6 +34,23 @@ def mlp(x: Any) -> Any:
     return layers.Dense(10, name="head")(x)
 
 
+def fully_connected(x: Any, widths: Sequence[int], num_dropouts: int) -> Any:
+    x = layers.Flatten()(x)
+    for number, units in enumerate(widths):
+        x = layers.Dense(units, activation="relu", name=f"hidden.{number}")(x)
+        if number < num_dropouts:
+            x = layers.Dropout(0.25)(x)
+    return layers.Dense(10, name="head")(x)
+
+
+def baseline(x: Any, filters: int = 32, padding: str = "VALID") -> Any:
+    x = layers.Conv2D(filters, 3, padding=padding.lower(), activation="relu", name="conv1")(x)
+    x = layers.MaxPooling2D(2)(x)
+    x = layers.Flatten()(x)
+    x = layers.Dense(100, activation="relu", name="dense1")(x)
+    return layers.Dense(10, name="head")(x)
+
+
 def cnn1(x: Any) -> Any:
     x = layers.Conv2D(32, 3, activation="relu", name="conv1")(x)
     x = layers.MaxPooling2D(2)(x)
@@ -40,6 +58,17 @@ def cnn1(x: Any) -> Any:
     x = layers.Flatten()(x)
     x = layers.Dense(128, activation="relu", name="dense1")(x)
     return layers.Dense(10, name="head")(x)
+
+
+def cnn2(x: Any) -> Any:
+    x = layers.Conv2D(64, 3, activation="relu", name="conv1")(x)
+    x = layers.MaxPooling2D(2)(x)
+    x = layers.Dropout(0.25)(x)
+    x = layers.Conv2D(32, 3, activation="relu", name="conv2")(x)
+    x = layers.MaxPooling2D(2)(x)
+    x = layers.Flatten()(x)
+    x = layers.Dense(32, activation="relu", name="dense1")(x)
+    return layers.Dense(10, activation="log_sigmoid", name="head")(x)
 
 
 def cnn3(x: Any) -> Any:
@@ -128,7 +157,17 @@ def resnet(x: Any, depth: int = 20) -> Any:
     return layers.Dense(10, name="head")(x)
 
 
-MODELS = {"mlp": mlp, "cnn1": cnn1, "cnn3": cnn3, "cnn4": cnn4, "vgg_like": vgg_like, "resnet": resnet}
+MODELS: dict[str, Callable[..., Any]] = {
+    "mlp": mlp,
+    "fully_connected": fully_connected,
+    "baseline": baseline,
+    "cnn1": cnn1,
+    "cnn2": cnn2,
+    "cnn3": cnn3,
+    "cnn4": cnn4,
+    "vgg_like": vgg_like,
+    "resnet": resnet,
+}
 
 
 class Keras:

@@ -9,6 +9,7 @@ import protocol
 if __name__ == "__main__":
     ANSWERS = protocol.claim_stdout()
 
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,37 @@ class MLP(nn.Module):
         return self.head(x)
 
 
+class FullyConnected(nn.Module):
+    def __init__(self, widths: Sequence[int], num_dropouts: int):
+        super().__init__()
+        self.hidden = nn.ModuleList(nn.Linear(*sizes) for sizes in itertools.pairwise([784, *widths]))
+        self.num_dropouts = num_dropouts
+        self.dropout = nn.Dropout(0.25)
+        self.head = nn.Linear(widths[-1], 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        for number, layer in enumerate(self.hidden):
+            x = F.relu(layer(x))
+            if number < self.num_dropouts:
+                x = self.dropout(x)
+        return self.head(x)
+
+
+class Baseline(nn.Module):
+    def __init__(self, filters: int = 32, padding: str = "VALID"):
+        super().__init__()
+        side = 14 if padding == "SAME" else 13
+        self.conv1 = nn.Conv2d(1, filters, 3, padding=padding.lower())
+        self.dense1 = nn.Linear(side * side * filters, 100)
+        self.head = nn.Linear(100, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nhwc_flatten(F.max_pool2d(F.relu(self.conv1(x)), 2))
+        x = F.relu(self.dense1(x))
+        return self.head(x)
+
+
 class CNN1(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +89,22 @@ class CNN1(nn.Module):
         x = nhwc_flatten(self.dropout1(x))
         x = F.relu(self.dense1(x))
         return self.head(x)
+
+
+class CNN2(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 64, 3)
+        self.dropout1 = nn.Dropout(0.25)
+        self.conv2 = nn.Conv2d(64, 32, 3)
+        self.dense1 = nn.Linear(5 * 5 * 32, 32)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.dropout1(F.max_pool2d(F.relu(self.conv1(x)), 2))
+        x = nhwc_flatten(F.max_pool2d(F.relu(self.conv2(x)), 2))
+        x = F.relu(self.dense1(x))
+        return F.logsigmoid(self.head(x))
 
 
 class CNN3(nn.Module):
@@ -210,7 +258,10 @@ class Speedrun(nn.Module):
 
 MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
+    "fully_connected": FullyConnected,
+    "baseline": Baseline,
     "cnn1": CNN1,
+    "cnn2": CNN2,
     "cnn3": CNN3,
     "cnn4": CNN4,
     "vgg_like": VGGLike,

@@ -52,9 +52,11 @@ from fmbench.throughput import (
 )
 
 BENCHMARKS = config.REPOSITORY / "benchmarks"
+# One entry for each net of which some peer does the whole training step.
 CONFIGS = (
-    *(f"configs/{name}.py" for name in ("mlp", "cnn1", "cnn3", "cnn4", "vgg_like")),
-    "configs/resnet.py:20",
+    *(f"configs/{name}.py" for name in ("mlp", "fc:b", "baseline", "cnn1", "cnn2", "cnn3", "cnn4", "vgg_like")),
+    "configs/resnet.py:20-paper",
+    "configs/speedrun.py:94",
 )
 BATCH_SIZE_CONFIGS = ("configs/cnn1.py", "configs/mlp.py")
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)

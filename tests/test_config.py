@@ -58,6 +58,7 @@ def config_file(tmp_path):
         (["--config=configs/mlp.py"], "mlp"),
         (["--config", "configs/mlp.py"], "mlp"),
         (["--config=configs/resnet.py:20"], "resnet-20"),
+        (["--config=configs/resnet.py:20-paper"], "resnet-20-paper"),
         (["--config=configs/resnet.py:20", "--config.model.depth=32"], "resnet-20+model.depth=32"),
         (["--config=configs/vgg_like.py", "--config.num_epochs=2"], "vgg_like+num_epochs=2"),
         (["--config=configs/vgg_like.py", "--config.num_epochs=50"], "vgg_like"),  # its own value

@@ -28,14 +28,17 @@ import protocol
 REPOSITORY = Path(__file__).parents[1]
 BENCHMARKS = REPOSITORY / "benchmarks"
 
-ARGUMENTS: dict[str, dict] = {"resnet": {"depth": 8}}  # compiles sooner than 20
+ARGUMENTS: dict[str, dict] = {
+    "fully_connected": {"widths": (64, 32), "num_dropouts": 1},
+    "resnet": {"depth": 8},  # compiles sooner than 20
+}
 ADAM = {"name": "adam", "learning_rate": 1e-3, "momentum": 0.9, "nesterov": False, "b1": 0.9, "b2": 0.999}
 ADAM |= {"eps": 1e-7, "weight_decay": 0.0, "adam_factor": 1.0, "keep_norm": False}
 SGD = ADAM | {"name": "sgd", "learning_rate": 0.01, "weight_decay": 1e-4}
 MUON = ADAM | {"name": "muon", "learning_rate": 0.17, "momentum": 0.6, "nesterov": True, "eps": 1e-8}
 MUON |= {"weight_decay": 0.02, "adam_factor": 0.07, "keep_norm": True}
 NETS = {"torch": [*peer_flax.MODELS, "speedrun"], "keras": [*peer_flax.MODELS]}
-CONFIGS = {"resnet": "resnet.py:20", "speedrun": "speedrun.py:94"}
+CONFIGS = {"fully_connected": "fc.py:b", "resnet": "resnet.py:20", "speedrun": "speedrun.py:94"}
 NUM_LOGITS = 16
 
 
