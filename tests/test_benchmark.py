@@ -13,7 +13,7 @@ import pytest
 from fake_records import ENVIRONMENT, make_record, publish
 from pydantic import ValidationError
 
-from fmbench import benchmark, datasets, throughput
+from fmbench import benchmark, datasets, overheads, race, throughput, throughput_page, workers
 from fmbench.errors import UserError
 from fmbench.results import Environment
 from fmbench.throughput import Conditions, Measurements, ModelThroughput, Overheads, Row, Run, Sweep
@@ -38,18 +38,18 @@ def results_dir(tmp_path) -> Path:
 @pytest.fixture
 def run(tmp_path, results_dir, monkeypatch, capsys):
     """Runs `fmbench.benchmark` with fake workers, data and machine: exit code, standard output and error."""
-    workers, cache = tmp_path / "benchmarks", tmp_path / "cache"
+    scripts, cache = tmp_path / "benchmarks", tmp_path / "cache"
     for script in SCRIPTS:
-        workers.mkdir(exist_ok=True)
-        (workers / f"{script}.py").symlink_to(Path(__file__).with_name("fake_worker.py"))
+        scripts.mkdir(exist_ok=True)
+        (scripts / f"{script}.py").symlink_to(Path(__file__).with_name("fake_worker.py"))
     for peer in ("torch", "keras"):
-        (workers / f".venv-{peer}" / "bin").mkdir(parents=True)
-        (workers / f".venv-{peer}" / "bin" / "python").symlink_to(sys.executable)
+        (scripts / f".venv-{peer}" / "bin").mkdir(parents=True)
+        (scripts / f".venv-{peer}" / "bin" / "python").symlink_to(sys.executable)
     (cache / "xla").mkdir(parents=True)
     sample = datasets.load("sample")
     monkeypatch.setattr(datasets, "load", lambda source, data_dir: sample)
-    monkeypatch.setattr(benchmark, "BENCHMARKS", workers)
-    monkeypatch.setattr(benchmark, "PAUSE", 0.0)
+    monkeypatch.setattr(workers, "BENCHMARKS", scripts)
+    monkeypatch.setattr(race, "PAUSE", 0.0)
     monkeypatch.setattr(
         benchmark,
         "_in_fresh_process",
@@ -168,7 +168,7 @@ def test_caches_of_the_workers_are_copies_without_compiled_programs(tmp_path, mo
     for name in ("2017-08-31", "xla"):
         (tmp_path / "cache" / name).mkdir(parents=True)
     monkeypatch.setenv("FMBENCH_CACHE", str(tmp_path / "cache"))
-    environ = benchmark._fresh_caches(tmp_path / "copy")
+    environ = workers.fresh_caches(tmp_path / "copy")
     assert environ["FMBENCH_CACHE"] == str(tmp_path / "copy")
     assert [path.name for path in (tmp_path / "copy").iterdir()] == ["2017-08-31"]
     assert (tmp_path / "copy" / "2017-08-31").resolve() == tmp_path / "cache" / "2017-08-31"
@@ -193,7 +193,7 @@ def test_caches_of_the_workers_are_copies_without_compiled_programs(tmp_path, mo
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_a_system_that_fails_says_why_and_the_rest_goes_on(run, results_dir, monkeypatch, misbehaviour, reason):
-    monkeypatch.setattr(benchmark, "TIMEOUT", 1.0)
+    monkeypatch.setattr(workers, "TIMEOUT", 1.0)
     start = time.perf_counter()
     code, _, stderr = run(*FLOAT32, "--seconds=0.1", misbehaving={"peer_flax float32": misbehaviour})
     assert code == 0
@@ -254,7 +254,7 @@ def test_ctrl_c_keeps_finished_models_and_leaves_no_worker(run, results_dir, log
     code, _, stderr = run(*FLOAT32, f"--configs={MLP},{CNN1}", misbehaving=interrupting)
     assert (code, stderr.splitlines()[-1]) == (130, "fmbench.benchmark: interrupted; what was complete is kept.")
     assert list(throughput.read(results_dir).models) == ["mlp"]
-    assert (results_dir / "throughput.md").read_text() == throughput.render(throughput.read(results_dir))
+    assert (results_dir / "throughput.md").read_text() == throughput_page.render(throughput.read(results_dir))
     for pid in {entry["pid"] for entry in log()}:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -312,14 +312,14 @@ def test_overheads_are_read_from_the_record(tmp_path, monkeypatch):
     record = make_record(wall_seconds=20.0, train_seconds=18.0)
     publish(record, tmp_path / "made")
     copy = f"cp -r {shlex.quote(str(tmp_path / 'made'))}"
-    monkeypatch.setattr(benchmark, "_main_command", lambda *at: ["sh", "-c", f"{copy} {at[-1] / 'results'}"])
-    run = benchmark._run_main("mlp", 5, "warm", tmp_path, dict(os.environ))
+    monkeypatch.setattr(overheads, "_main_command", lambda *at: ["sh", "-c", f"{copy} {at[-1] / 'results'}"])
+    run = overheads._run_main("mlp", 5, "warm", tmp_path, dict(os.environ))
     assert (run.entry, run.num_epochs, run.compile_cache, run.train_share) == ("mlp", 5, "warm", 0.9)
     assert (run.setup_seconds, run.first_step_seconds) == (1.0, getattr(record, "first_step_seconds", None))
     assert 0 < run.process_seconds < 10
-    monkeypatch.setattr(benchmark, "_main_command", lambda *at: ["sh", "-c", "echo out of disk >&2; exit 3"])
+    monkeypatch.setattr(overheads, "_main_command", lambda *at: ["sh", "-c", "echo out of disk >&2; exit 3"])
     with pytest.raises(UserError, match="failed: out of disk"):
-        benchmark._run_main("mlp", 5, "warm", tmp_path, dict(os.environ))
+        overheads._run_main("mlp", 5, "warm", tmp_path, dict(os.environ))
 
 
 def test_runs_are_cold_then_warm_with_one_new_cache(tmp_path, monkeypatch):
@@ -334,19 +334,19 @@ def test_runs_are_cold_then_warm_with_one_new_cache(tmp_path, monkeypatch):
     (tmp_path / "scratch").mkdir()
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("FMBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(benchmark, "_run_main", note)
-    monkeypatch.setattr(benchmark, "_fill_compile_cache", note)
-    benchmark.measure_overheads(benchmark.Setting(CONDITIONS, tmp_path / "scratch", {}))
+    monkeypatch.setattr(overheads, "_run_main", note)
+    monkeypatch.setattr(overheads, "_fill_compile_cache", note)
+    assert overheads.measure_overheads(tmp_path / "scratch") == [one] * 3
     assert calls == [("mlp", 5, "cold"), ("mlp", 5, "warm"), ("fill", "vgg_like", 1), ("vgg_like", 1, "warm")]
 
 
 def test_filling_the_compile_cache_stops_a_run_that_has_compiled(tmp_path, monkeypatch):
     training = "trap 'exit 130' TERM; echo 'mlp seed 0: 7 trainable parameters' >&2; while :; do sleep 0.05; done"
-    monkeypatch.setattr(benchmark, "_main_command", lambda *at: ["sh", "-c", training])
-    benchmark._fill_compile_cache("mlp", 1, tmp_path, dict(os.environ))
-    monkeypatch.setattr(benchmark, "_main_command", lambda *at: ["sh", "-c", "echo no data >&2; exit 2"])
+    monkeypatch.setattr(overheads, "_main_command", lambda *at: ["sh", "-c", training])
+    overheads._fill_compile_cache("mlp", 1, tmp_path, dict(os.environ))
+    monkeypatch.setattr(overheads, "_main_command", lambda *at: ["sh", "-c", "echo no data >&2; exit 2"])
     with pytest.raises(UserError, match="no data"):
-        benchmark._fill_compile_cache("mlp", 1, tmp_path, dict(os.environ))
+        overheads._fill_compile_cache("mlp", 1, tmp_path, dict(os.environ))
 
 
 # What is shown.
@@ -401,7 +401,7 @@ def make_measurements(
 
 def targets(measurements: Measurements) -> dict[str, tuple[str, str]]:
     """Measured value and verdict of each target."""
-    lines = throughput.render(measurements).partition("## Targets")[2].partition("\n## ")[0].splitlines()
+    lines = throughput_page.render(measurements).partition("## Targets")[2].partition("\n## ")[0].splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
     return {f"{what} {bound}": (measured, verdict) for what, bound, measured, verdict in cells[1:]}
 
@@ -455,11 +455,11 @@ def test_runs_without_first_step_or_warm_cache_leave_targets_open():
 
 def test_rendering_depends_on_the_measurements_alone(results_dir):
     measurements = make_measurements(FASTER | {("Keras", "bfloat16"): None})
-    throughput.write(measurements, results_dir)
+    throughput_page.write(measurements, results_dir)
     first = (results_dir / "throughput.md").read_bytes()
     assert throughput.read(results_dir) == measurements
-    assert throughput.render(throughput.read(results_dir)).encode() == first
-    assert throughput.render(Measurements()).endswith("Nothing measured yet.\n")
+    assert throughput_page.render(throughput.read(results_dir)).encode() == first
+    assert throughput_page.render(Measurements()).endswith("Nothing measured yet.\n")
 
 
 def test_a_row_has_either_speeds_or_a_failure():
@@ -471,7 +471,7 @@ def test_a_row_has_either_speeds_or_a_failure():
 
 
 def test_check_and_render(run, results_dir):
-    throughput.write(make_measurements(FASTER), results_dir)
+    throughput_page.write(make_measurements(FASTER), results_dir)
     path = results_dir / "throughput.md"
     good = path.read_text()
     assert run("--check")[0] == 0
@@ -523,7 +523,7 @@ def test_a_peer_without_environment_names_the_command_that_makes_it(run, tmp_pat
 
 
 def test_damaged_measurements_are_named_before_anything_is_measured(run, results_dir, tmp_path):
-    throughput.write(make_measurements(FASTER), results_dir)
+    throughput_page.write(make_measurements(FASTER), results_dir)
     path = results_dir / "throughput.json"
     path.write_text(path.read_text().replace('"batch_size": 500', '"batch_size": "500"'))
     code, _, stderr = run(*FLOAT32)

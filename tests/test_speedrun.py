@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fake_records import ENVIRONMENT, EPOCH, make_record, make_unfinished, publish
 
-from fmbench import speedrun, throughput
+from fmbench import speedrun, throughput_page
 from fmbench.results import Environment, RunRecord
 from fmbench.throughput import Conditions, Measurements, ModelThroughput, Row
 
@@ -378,7 +378,7 @@ def test_no_records_yet(tmp_path, run):
 
 
 def test_measurements_are_read(tmp_path, run):
-    throughput.write(measured(OURS), tmp_path / "results")
+    throughput_page.write(measured(OURS), tmp_path / "results")
     assert run()[0] == 0
     assert "**fmbench float32**" in (tmp_path / "results" / "speedrun.md").read_text()
 
