@@ -38,7 +38,8 @@ from fmbench.workers import DTYPES, PEERS, TIMEOUT, System, choose_systems, fres
 
 # One entry for each net of which some peer does the whole training step.
 CONFIGS = (
-    *(f"configs/{name}.py" for name in ("mlp", "fc:b", "baseline", "cnn1", "cnn2", "cnn3", "cnn4", "vgg_like")),
+    *(f"configs/{name}.py" for name in ("mlp", "baseline", "cnn1", "cnn2", "cnn3", "cnn4", "vgg_like")),
+    "configs/fc.py:b",
     "configs/resnet.py:20-paper",
     "configs/speedrun.py:94",
 )
