@@ -4,11 +4,9 @@ python -m fmbench.leaderboard            write them
 python -m fmbench.leaderboard --check    fail if they, or an accuracy, are not what the records say
 """
 
-import argparse
 import csv
 import io
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -56,40 +54,13 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.leaderboard",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 on a difference")
-    arguments = parser.parse_args()
-    try:
-        if not arguments.results_dir.is_dir():
-            raise UserError(f"--results_dir={arguments.results_dir} is not a directory.")
-        records = results.read_all(arguments.results_dir)
-        verify_accuracies(records)
-        files = render(arguments.results_dir, records)
-        if arguments.check:
-            sys.exit(_check(files, len(records)))
-        generated.write(files)
-    except OSError as error:
-        print(f"fmbench.leaderboard: {error.filename}: {error.strerror}.", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        print(f"fmbench.leaderboard: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"{len(records)} records: {', '.join(map(str, files))}")
+    generated.command_line("leaderboard", __doc__, _files)
 
 
-def _check(files: dict[Path, str], num_records: int) -> int:
-    """Exit code 0 if the files are what they should be, else 1."""
-    stale = generated.stale(files)
-    for path in stale:
-        print(f"{path} is not what the records say; run python -m fmbench.leaderboard.", file=sys.stderr)
-    if not stale:
-        print(f"{num_records} records agree with their predictions and with {', '.join(map(str, files))}.")
-    return 1 if stale else 0
+def _files(results_dir: Path) -> dict[Path, str]:
+    records = results.read_all(results_dir)
+    verify_accuracies(records)
+    return render(results_dir, records)
 
 
 def verify_accuracies(records: dict[Path, RunRecord]) -> None:

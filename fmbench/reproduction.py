@@ -4,17 +4,14 @@ python -m fmbench.reproduction            write it
 python -m fmbench.reproduction --check    fail if it is not what the records say
 """
 
-import argparse
 import math
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fmbench import results
-from fmbench.errors import UserError
+from fmbench import generated, results
 from fmbench.results import RunRecord
 
 NUM_TEST = 10_000
@@ -110,32 +107,13 @@ PUBLISHED = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.reproduction",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 on a difference")
-    arguments = parser.parse_args()
-    path = arguments.results_dir / "reproduction.md"
-    try:
-        if not arguments.results_dir.is_dir():
-            raise UserError(f"--results_dir={arguments.results_dir} is not a directory.")
-        text = render(
-            results.read_all(arguments.results_dir).values(),
-            results.read_all(arguments.results_dir / "cross_validation").values(),
-        )
-        if not arguments.check:
-            with results.atomic_file(path) as file:
-                file.write(text.encode())
-    except (UserError, OSError) as error:
-        print(f"fmbench.reproduction: {error}", file=sys.stderr)
-        sys.exit(2)
-    if arguments.check and (not path.exists() or path.read_bytes() != text.encode()):
-        print(f"{path} is not what the records say; run python -m fmbench.reproduction.", file=sys.stderr)
-        sys.exit(1)
-    print(f"{path} {'is what the records say' if arguments.check else 'written'}.")
+    generated.command_line("reproduction", __doc__, _files)
+
+
+def _files(results_dir: Path) -> dict[Path, str]:
+    runs = results.read_all(results_dir).values()
+    fold_runs = results.read_all(results_dir / "cross_validation").values()
+    return {results_dir / "reproduction.md": render(runs, fold_runs)}
 
 
 def render(runs: Iterable[RunRecord], fold_runs: Iterable[RunRecord]) -> str:

@@ -4,11 +4,9 @@ python -m fmbench.speedrun            write them
 python -m fmbench.speedrun --check    fail if they are not what the records say
 """
 
-import argparse
 import math
 import re
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +14,6 @@ from typing import NamedTuple
 from scipy import stats
 
 from fmbench import generated, leaderboard, results, throughput
-from fmbench.errors import UserError
 from fmbench.results import RunRecord
 from fmbench.statistics import mean_and_std, median_with_misses
 from fmbench.throughput import YARDSTICK, Measurements, ModelThroughput
@@ -95,37 +92,11 @@ class Line(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.speedrun",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 on a difference")
-    arguments = parser.parse_args()
-    try:
-        if not arguments.results_dir.is_dir():
-            raise UserError(f"--results_dir={arguments.results_dir} is not a directory.")
-        records = results.read_all(arguments.results_dir)
-        files = render(arguments.results_dir, records, throughput.read(arguments.results_dir))
-        stale = generated.stale(files)
-        if not arguments.check:
-            generated.write(files)
-    except OSError as error:
-        print(f"fmbench.speedrun: {error.filename}: {error.strerror}.", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        print(f"fmbench.speedrun: {error}", file=sys.stderr)
-        sys.exit(2)
-    names = ", ".join(map(str, files))
-    if not arguments.check:
-        print(f"{names} written.")
-    elif stale:
-        for path in stale:
-            print(f"{path} is not what the records say; run python -m fmbench.speedrun.", file=sys.stderr)
-        sys.exit(1)
-    else:
-        print(f"The records agree with {names}.")
+    generated.command_line("speedrun", __doc__, _files)
+
+
+def _files(results_dir: Path) -> dict[Path, str]:
+    return render(results_dir, results.read_all(results_dir), throughput.read(results_dir))
 
 
 def render(results_dir: Path, records: dict[Path, RunRecord], measurements: Measurements) -> dict[Path, str]:
