@@ -29,6 +29,7 @@ MOST_95_PER_94 = 6.0  # core-seconds
 VGG_LIKE = re.compile(r"vgg_like(\+num_epochs=\d+)?")
 VGG_LIKE_TARGET = 94
 VGG_LIKE_PUBLISHED_EPOCHS = 45  # "after 40-45 epochs"
+VGG_LIKE_IMAGES = 60_000  # of an epoch
 
 HOW_TO_READ = f"""\
 `speedrun-94` is the recipe that comes to 94 % with the least training. The rules: the mean test accuracy over
@@ -337,7 +338,38 @@ def _peers(measurements: Measurements, completed: Sequence[RunRecord]) -> list[s
                 f"cores), {model.conditions.created[:10]}.",
                 _peers_table(model, num_steps),
             ]
+            vgg_like = measurements.models.get("vgg_like")
+            if vgg_like and num_steps and name == f"speedrun-{VGG_LIKE_TARGET}":
+                parts += _vgg_like(vgg_like, model, num_steps)
     return parts or [f"{NOT_MEASURED.capitalize()}."]
+
+
+def _vgg_like(vgg_like: ModelThroughput, record: ModelThroughput, num_steps: int) -> list[str]:
+    """The way of vgg_like to its target in every system, beside the `num_steps` steps of the record in fmbench."""
+    yardstick = record.find(YARDSTICK)
+    seconds, core_seconds = _step_cost(record, yardstick) if yardstick else (None, None)
+    vgg_like_steps = VGG_LIKE_PUBLISHED_EPOCHS * (VGG_LIKE_IMAGES // vgg_like.batch_size)
+    rows = [
+        "| system | training, s | training, core-seconds | time / the record's | core-seconds / the record's |",
+        "|:--|--:|--:|--:|--:|",
+    ]
+    for row in vgg_like.rows:
+        if row.failure is None:
+            its_seconds, its_core_seconds = _step_cost(vgg_like, row)
+            cells = [
+                f"{row.system} {row.dtype}",
+                _product(its_seconds, vgg_like_steps, "{:,.0f}"),
+                _product(its_core_seconds, vgg_like_steps, "{:,.0f}"),
+                _quotient(its_seconds * vgg_like_steps, _times(seconds, num_steps)),
+                _quotient(_times(its_core_seconds, vgg_like_steps), _times(core_seconds, num_steps)),
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return [
+        f"vgg_like by its own protocol: {vgg_like_steps:,} steps of {vgg_like.batch_size:,} images, the published "
+        f"{VGG_LIKE_PUBLISHED_EPOCHS} epochs to {VGG_LIKE_TARGET} %, beside the {num_steps:,} of the record in "
+        f"fmbench in float32; measured {vgg_like.conditions.created[:10]}.",
+        "\n".join(rows),
+    ]
 
 
 def _peers_table(model: ModelThroughput, num_steps: int | None) -> str:
@@ -374,6 +406,10 @@ def _step_cost(model: ModelThroughput, row: throughput.Row) -> tuple[float, floa
     if not row.train_core_seconds_per_1000:
         return seconds, None
     return seconds, model.batch_size / 1000 * statistics.median(row.train_core_seconds_per_1000)
+
+
+def _times(number: float | None, factor: int) -> float | None:
+    return None if number is None else number * factor
 
 
 def _product(number: float | None, factor: float | None, form: str) -> str:
