@@ -243,6 +243,11 @@ def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
+def complete(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A record's config, flat; fields that came after its run have their defaults, which mean 'as before'."""
+    return flatten(to_json(base_config())) | flatten(recorded)
+
+
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """'num_epochs: 4 -> 5, seed: 0 -> 1' for two nested dictionaries; '' if they are equal."""
     old, new = flatten(old), flatten(new)

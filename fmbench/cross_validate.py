@@ -305,9 +305,9 @@ def _check_folds(row: CrossValidation) -> None:
 
 def _shared(run: RunRecord) -> dict[str, Any]:
     """What all folds must share: the config but for the fold and the data's place, the model, the condition."""
-    data = run.config["data"] | {"fold": None, "dir": None}
+    own = {"entry": None, "data.fold": None, "data.dir": None}
     condition = leaderboard.condition_of(run).title
-    return run.config | {"entry": None, "data": data, "num_params": run.num_params, "condition": condition}
+    return config.complete(run.config) | own | {"num_params": run.num_params, "condition": condition}
 
 
 def compare(a: CrossValidation, b: CrossValidation) -> Difference:

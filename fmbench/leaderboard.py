@@ -183,8 +183,8 @@ def _ranked(entries: list[dict[Path, RunRecord]]) -> list[Row]:
 
 def _measured(run: RunRecord) -> dict[str, Any]:
     """What the runs of one row must share: the config but for the seed and the data's place, and the model."""
-    data = run.config["data"] | {"source": None, "dir": None}
-    return run.config | {"seed": None, "data": data, "num_params": run.num_params}
+    place = {"data.source": None, "data.dir": None}
+    return config.complete(run.config) | place | {"seed": None, "num_params": run.num_params}
 
 
 def _labels(path: Path, record: RunRecord) -> np.ndarray:

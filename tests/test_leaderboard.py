@@ -280,6 +280,19 @@ def test_different_configs_make_no_row(results_dir, run, change, said):
     assert f"mlp-cpu-float32-seed1.json are runs of different configs ({said})" in err
 
 
+@pytest.mark.parametrize(("ema_decay", "code"), [(0.0, 0), (0.9, 2)])
+def test_a_field_that_an_older_record_lacks_had_its_default(results_dir, run, ema_decay, code):
+    older = make_record(seed=0)
+    del older.config["ema_decay"], older.config["selection"]["easy"]
+    publish(older, results_dir)
+    publish(make_record(seed=1, config={"ema_decay": ema_decay}), results_dir)
+    assert run()[0] == code
+    if code:
+        assert "different configs (ema_decay: 0.0 -> 0.9)" in run()[2]
+    else:
+        assert table(results_dir)[0][3] == "90.00 ± 0.00 (2)"
+
+
 def test_seeds_may_find_the_data_in_different_places(results_dir, run):
     for seed, place in enumerate([{"dir": None}, {"dir": "here"}, {"source": "csv", "dir": "there"}]):
         data = make_record().config["data"] | place
