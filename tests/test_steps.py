@@ -55,6 +55,7 @@ AUGMENT = {
         ("configs/cnn4.py", {}, [(8, "jit"), (1, "pmap"), (8, "pmap")]),
         ("configs/resnet.py:8", {}, [(8, "jit"), (8, "pmap")]),
         ("configs/baseline.py", AUGMENT, [(8, "jit"), (8, "pmap")]),
+        ("configs/speedrun.py:95", {"model__widths": (4, 8, 12), "batch_size": 48}, [(8, "jit"), (8, "pmap")]),
     ],
 )
 def test_jit_and_pmap_on_one_and_eight_devices_give_the_same_numbers(make_config, spec, strengths, layouts):

@@ -1,4 +1,4 @@
-"""The net of the speed records."""
+"""The nets of the speed records."""
 
 import functools
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from fmbench.errors import UserError
 from fmbench.layers import BatchNorm, Conv, max_pool
 
 
@@ -67,3 +68,59 @@ class Speedrun(nnx.Module):
         x = self.norm5(self.conv5(max_pool(x, 2)), train=train, relu=True)
         x = x + self.norm6(self.conv6(x), train=train, relu=True)
         return self.head(x.max(axis=(1, 2)))
+
+
+class SpeedrunEnsemble(nnx.Module):
+    """Several nets of the kind above, each with its own share of the training images, that answer together.
+
+    In training the i-th of n nets sees every n-th image of a batch, from the i-th on, so that a step costs as much
+    as that of one net, and n times the epochs are needed. Otherwise every net sees every image; the answer is the
+    mean of their probabilities.
+
+    Args:
+        num_members: Number of nets.
+        widths: As `Speedrun` has it.
+
+    Raises:
+        ValueError: If there are no members.
+
+    References:
+        Lakshminarayanan et al., 2017, "Simple and scalable predictive uncertainty estimation using deep
+        ensembles".
+    """
+
+    def __init__(
+        self,
+        *,
+        num_members: int = 2,
+        widths: Sequence[int] = (32, 64, 128),
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        axis_name: str | None = None,
+    ):
+        if num_members < 1:
+            raise ValueError(f"num_members must be at least 1, got {num_members}")
+        self.members = nnx.List(
+            Speedrun(widths=widths, rngs=rngs, dtype=dtype, axis_name=axis_name) for _ in range(num_members)
+        )
+
+    def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """(batch, 28, 28, 1) -> logits (batch, 10).
+
+        In training those of the net that saw the image, otherwise the logarithms of the mean probabilities.
+
+        Raises:
+            UserError: If a batch in training cannot be shared equally.
+        """
+        del rngs  # nothing here is random
+        num_members = len(self.members)
+        if train:
+            if len(images) % num_members:
+                raise UserError(
+                    f"config.model.num_members is {num_members}, which cannot share a device's {len(images)} "
+                    "images of a batch equally; take a config.batch_size of which each device gets a multiple."
+                )
+            shares = [member(images[i::num_members], train=True) for i, member in enumerate(self.members)]
+            return jnp.stack(shares, axis=1).reshape(-1, 10)
+        log_probabilities = jnp.stack([jax.nn.log_softmax(member(images)) for member in self.members])
+        return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(num_members)
