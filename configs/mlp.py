@@ -11,7 +11,8 @@ The batch size is not published. Of 128, 500 and 1,000, with one seed each, the 
 
 best: 1024-1024-512-10 with batch norm and dropout, 2,391,050 parameters; 100 epochs of AdamW with a one-cycle
 rate, label smoothing, images shifted by at most a pixel and flipped; the moving average of the weights is
-evaluated. Reference system R4 claims that dense layers alone reach above 90 %.
+evaluated. Reference system R4 claims that dense layers alone reach above 90 %. fmbench: 91.86 ± 0.05 % (2 seeds),
+some ten minutes of training each on two cores.
 """
 
 from ml_collections import config_dict
