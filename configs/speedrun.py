@@ -6,8 +6,8 @@
 Six convolutions, Muon on their kernels, whose norms are kept, a learning rate that falls in a line to zero, label
 smoothing, flips and shifts of one pixel. After the first epochs most of the half of the images with the lowest
 losses is left out, and others are seen twice. All 60,000 train images. What counts is the last epoch, each test
-image seen once as it is. For 95 % there are three nets, twice as wide, that answer together; each is trained on its
-third of every batch. How the recipes came about: docs/speedrun.md; what they give: results/speedrun.md.
+image seen once as it is. For 95 % there are three nets, twice as wide, that answer together; each is trained on
+its third of every batch. How the recipes came about: docs/speedrun.md; what they give: results/speedrun.md.
 """
 
 from typing import NamedTuple
