@@ -71,11 +71,11 @@ class Speedrun(nnx.Module):
 
 
 class SpeedrunEnsemble(nnx.Module):
-    """Several nets of the kind above, each with its own share of the training images, that answer together.
+    """Several nets of the kind above, trained side by side and independently, that answer together.
 
-    In training the i-th of n nets sees every n-th image of a batch, from the i-th on, so that a step costs as much
-    as that of one net, and n times the epochs are needed. Otherwise every net sees every image; the answer is the
-    mean of their probabilities.
+    In training the i-th of n nets sees every n-th image of a batch, from the i-th on: its own
+    (`input_pipeline.Data.epoch_order`). Otherwise every net sees every image; the answer is the mean of their
+    probabilities.
 
     Args:
         num_members: Number of nets.
