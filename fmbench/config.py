@@ -122,11 +122,6 @@ def stages(config: config_dict.ConfigDict) -> list[Stage]:
     return result
 
 
-def num_members(config: config_dict.ConfigDict) -> int:
-    """Nets that the model consists of: each has a pass over the train set of its own in every epoch."""
-    return config.model.get("num_members", 1)
-
-
 def define_flags() -> None:
     """Defines --config and --config.<key>."""
     config_flags.DEFINE_config_file(
@@ -330,13 +325,6 @@ def _check(config: config_dict.ConfigDict) -> None:
             )
         if any(config.augment.values()):
             raise UserError("config.augment is for runs without stages; set config.stages.<name>.augment.")
-    if num_members(config) < 1:
-        raise UserError(f"config.model.num_members is {num_members(config)}; it must be at least 1.")
-    if config.batch_size % num_members(config):
-        raise UserError(
-            f"config.batch_size is {config.batch_size}, which the {num_members(config)} nets of "
-            "config.model.num_members cannot share equally; take a multiple of their number."
-        )
     if flat["seed"] >= 2**32:
         raise UserError(f"config.seed is {flat['seed']}; it must be below 2**32.")
     for key in ("label_smoothing", "ema_decay"):

@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from fmbench import config as config_lib
 from fmbench import datasets, features, parallel, selection
 from fmbench.errors import UserError
 
@@ -32,32 +31,28 @@ class Data:
     num_train: int
     num_validation: int
     num_test: int
-    batch_size: int  # of all members of the model together
+    batch_size: int
     watched: Literal["validation", "test"] | None  # the split of eval_batches that is evaluated after each epoch
     version: str
     sha256: dict[str, str]
     selection: dict[str, Any] | None = None  # as `selection.no_selection` has it
-    num_members: int = 1  # nets of the model, each of which has its own pass over the train set in an epoch
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.num_members * self.num_train // self.batch_size
+        return self.num_train // self.batch_size
 
     def epoch_order(self, epoch: int, losses: jax.Array | None = None) -> jax.Array:
         """The rows of an epoch in the order of their visit: int32 (steps_per_epoch * batch_size,).
 
-        The members take turns: of n, the i-th visits every n-th row, from the i-th on.
-
         Args:
             epoch: Counted from 0.
-            losses: That each member had on the train rows, (num_members, n), if there is a `selection`.
+            losses: Of the train rows, (n,), if there is a `selection`.
         """
-        size = self.steps_per_epoch * self.batch_size // self.num_members
-        passes = np.arange(epoch * self.num_members, (epoch + 1) * self.num_members, dtype=np.int32)
+        size = self.steps_per_epoch * self.batch_size
         if losses is None or self.selection is None or epoch < self.selection["after_epochs"]:
-            return _epoch_order(self.seed, passes, self.train_indices, size)
+            return _epoch_order(self.seed, np.int32(epoch), self.train_indices, size)
         easy, keep = self.selection["easy"], self.selection["keep"]
-        return _hard_epoch_order(self.seed, passes, self.train_indices, losses, size, easy, keep)
+        return _hard_epoch_order(self.seed, np.int32(epoch), self.train_indices, losses, size, easy, keep)
 
 
 def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
@@ -76,8 +71,7 @@ def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
         num_folds=config.data.num_folds,
         fold=config.data.fold,
     )
-    num_members = config_lib.num_members(config)
-    if config.batch_size > num_members * len(train):
+    if config.batch_size > len(train):
         raise UserError(
             f"config.batch_size is {config.batch_size}, but the train set has only {len(train)} images."
         )
@@ -118,7 +112,6 @@ def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
         version=dataset.version,
         sha256=dataset.sha256,
         selection=config.selection.to_dict(),
-        num_members=num_members,
     )
 
 
@@ -156,33 +149,25 @@ def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> l
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _epoch_order(seed: jax.Array, passes: jax.Array, train_indices: jax.Array, size: int) -> jax.Array:
-    # A fresh permutation for every pass, so that the examples of the partial batch that is cut off differ. It
-    # depends on nothing but the seed and the number of the pass.
-    orders = jax.vmap(lambda key: jax.random.permutation(key, train_indices)[:size])(_keys_of_passes(seed, passes))
-    return orders.T.ravel()
+def _epoch_order(seed: jax.Array, epoch: jax.Array, train_indices: jax.Array, size: int) -> jax.Array:
+    # A fresh permutation every epoch, so that the examples of the partial batch that is cut off differ. It
+    # depends on nothing but seed and epoch.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+    return jax.random.permutation(key, train_indices)[:size]
 
 
 @functools.partial(jax.jit, static_argnames=("size", "easy", "keep"))
 def _hard_epoch_order(
     seed: jax.Array,
-    passes: jax.Array,
+    epoch: jax.Array,
     train_indices: jax.Array,
     losses: jax.Array,
     size: int,
     easy: float,
     keep: float,
 ) -> jax.Array:
-    order = functools.partial(selection.order, rows=train_indices, size=size, easy=easy, keep=keep)
-    orders = jax.vmap(lambda key, losses: order(key, losses=losses))(
-        _keys_of_passes(seed, passes), losses.at[:, train_indices].get()
-    )
-    return orders.T.ravel()
-
-
-def _keys_of_passes(seed: jax.Array, passes: jax.Array) -> jax.Array:
-    """A key for each pass over the train set: passes int32 (n,) -> keys (n,)."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(jax.random.key(seed), 1), passes)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+    return selection.order(key, train_indices, losses.at[train_indices].get(), size=size, easy=easy, keep=keep)
 
 
 def gather(rows: Mapping[str, jax.Array], indices: jax.Array) -> Batch:

@@ -142,7 +142,7 @@ def _muon_dimensions(params: optax.Params) -> optax.Params:
     """
 
     def dimensions(path: tuple[Any, ...], x: jax.Array):
-        if "head" in {step.key for step in path} or x.ndim < 2:
+        if path[0].key == "head" or x.ndim < 2:
             return None
         return optax.contrib.MuonDimensionNumbers(reduction_axis=tuple(range(x.ndim - 1)), output_axis=x.ndim - 1)
 

@@ -46,25 +46,21 @@ def check(settings: Settings) -> None:
         )
 
 
-def unknown_losses(num_members: int, num_rows: int) -> dict[str, jax.Array]:
-    """The losses of examples never visited, which count as hard: float32 (num_members, num_rows).
+def unknown_losses(num_rows: int) -> dict[str, jax.Array]:
+    """The losses of examples never visited, which count as hard: float32 (num_rows,).
 
-    last: of the last visit of each member of the model to each row. before_epoch: as these were when the present
-    epoch began; by them its examples were chosen, and are chosen again after an interruption.
+    last: of each row's last visit. before_epoch: as these were when the present epoch began; by them its examples
+    were chosen, and are chosen again after an interruption.
     """
-    return {name: jnp.full((num_members, num_rows), jnp.inf) for name in ("last", "before_epoch")}
+    return {name: jnp.full(num_rows, jnp.inf) for name in ("last", "before_epoch")}
 
 
 def update(
     known: dict[str, jax.Array], indices: jax.Array, losses: jax.Array, *, starts_epoch: jax.Array
 ) -> dict[str, jax.Array]:
-    """What is known after a step that found `losses`, (batch_size,), for the rows `indices`, (batch_size,).
-
-    The members visit them in turns, as `input_pipeline.Data.epoch_order` has it.
-    """
-    members = jnp.arange(len(indices)) % len(known["last"])
+    """What is known after a step that found `losses`, (batch_size,), for the rows `indices`, (batch_size,)."""
     return {
-        "last": known["last"].at[members, indices].set(losses, mode="promise_in_bounds"),
+        "last": known["last"].at[indices].set(losses, mode="promise_in_bounds"),
         "before_epoch": jnp.where(starts_epoch, known["last"], known["before_epoch"]),
     }
 

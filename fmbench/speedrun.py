@@ -35,8 +35,7 @@ HOW_TO_READ = f"""\
 `speedrun-94` is the recipe that comes to 94 % with the least training. The rules: the mean test accuracy over
 seeds must be at or above the target, after the last epoch, each test image seen once, as it is ("single view").
 The test set is to be read once per finished recipe, and recipes are to be tuned on held-out train images. How far
-that was kept the log, [docs/speedrun.md](../docs/speedrun.md), tells. An entry may be several nets that answer
-together (`speedrun-95`): its parameters and costs are those of all, and in an epoch each of them sees every image.
+that was kept the log, [docs/speedrun.md](../docs/speedrun.md), tells.
 
 A record "holds" if its mean is at or above the target over at least {SEEDS_NEEDED[94]} seeds for 94 %,
 {SEEDS_NEEDED_ELSEWHERE} for the other targets; a mean below the target is a "miss". Test accuracy is

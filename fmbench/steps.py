@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from fmbench import augment as augmentation
 from fmbench import input_pipeline, parallel, selection
-from fmbench.config import num_members, stages
+from fmbench.config import stages
 from fmbench.errors import UserError
 from fmbench.input_pipeline import Batch
 from fmbench.models import MODELS, split_arguments, split_model
@@ -218,7 +218,7 @@ def init_state(
     def init(seed: jax.Array) -> TrainState:
         _, params, model_state = split_model(make_model(config, axis_name, seed))
         average = (params, model_state) if config.ema_decay else None
-        losses = selection.unknown_losses(num_members(config), num_rows) if config.selection.easy else None
+        losses = selection.unknown_losses(num_rows) if config.selection.easy else None
         return TrainState(jnp.int32(0), params, model_state, tx.init(params), average, losses)
 
     return graphdef, init(np.uint32(config.seed))

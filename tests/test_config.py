@@ -177,11 +177,6 @@ def test_a_resnet_without_a_depth_is_refused():
         (["--config=configs/mlp.py", "--config.augment.mixup=-1"], ["config.augment.mixup is -1"]),
         (["--config=configs/mlp.py", "--config.batch_size=0"], ["config.batch_size is 0", "at least 1"]),
         (["--config=configs/mlp.py", "--config.eval_batch_size=-1"], ["config.eval_batch_size is -1"]),
-        (["--config=configs/speedrun.py:95", "--config.model.num_members=0"], ["num_members is 0", "at least 1"]),
-        (
-            ["--config=configs/speedrun.py:95", "--config.batch_size=50", "--config.model.num_members=3"],
-            ["config.batch_size is 50", "3 nets", "take a multiple"],
-        ),
         (["--config=configs/mlp.py", "--config.num_epochs=0"], ["config.num_epochs is 0"]),
         (["--config=configs/mlp.py", "--config.seed=-1"], ["config.seed is -1"]),
         (["--config=configs/mlp.py", "--config.seed=4294967296"], ["config.seed is 4294967296", "2**32"]),

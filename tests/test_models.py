@@ -10,7 +10,6 @@ from fake_models import arbitrary_model
 from flax import nnx
 
 from fmbench import activations
-from fmbench.errors import UserError
 from fmbench.models import MODELS, split_model
 from fmbench.models.cnn import CNN4
 from fmbench.models.resnet import BasicBlock, residual_layers
@@ -45,10 +44,10 @@ SIZES = {
     ("tiny", (("widths", (8, 10, 14)),)): (19_778, 19_778 - 2 * 200),
     # Weights 9 * (32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128); batch norm of 448 channels; the head.
     ("speedrun", (("widths", (32, 64, 128)),)): (285_984 + 4 * 448 + 1_290, 288_170),
-    # Three times weights 9 * (4 + 4 * 4 + 4 * 8 + 8 * 8 + 8 * 12 + 12 * 12), batch norm of 48 channels, the head.
-    ("speedrun_ensemble", (("num_members", 3), ("widths", (4, 8, 12)))): (
-        3 * (3_204 + 4 * 48 + 130),
-        3 * (3_204 + 2 * 48 + 130),
+    # The stem's 9 * (16 + 16 * 16 + 16 * 16) and 48 channels besides, and 16 inputs, not one, for what follows.
+    ("speedrun", (("stem_width", 16), ("widths", (64, 128, 256)))): (
+        9 * (528 + 16 * 64 + 64 * 64 + 64 * 128 + 128 * 128 + 128 * 256 + 256 * 256) + 4 * 944 + 2_570,
+        1_161_210,
     ),
     # Weights 784 * 1024 + 1024 * 1024 + 1024 * 512, scales, biases, means and variances of 2,560 units, the head.
     ("mlp_bn", (("widths", (1024, 1024, 512)), ("dropout", 0.2))): (2_375_680 + 4 * 2_560 + 5_130, 2_385_930),
@@ -200,22 +199,13 @@ def test_basic_blocks_project_where_channels_change():
     assert not kernels
 
 
-def test_an_ensemble_shares_the_batch_in_training_and_answers_together():
-    ensemble = arbitrary_model("speedrun_ensemble", num_members=2, widths=(4, 8, 12))
-    images = np.random.default_rng(0).random((6, 28, 28, 1), np.float32)
-    probabilities = [nnx.softmax(member(images)) for member in ensemble.members]
-    assert np.abs(probabilities[0] - probabilities[1]).max() > 0.01
-    np.testing.assert_allclose(nnx.softmax(ensemble(images)), sum(probabilities) / 2, rtol=1e-5)
-    logits = ensemble(images, train=True)
-    for i, member in enumerate(ensemble.members):
-        np.testing.assert_allclose(logits[i::2], member(images[i::2], train=True), rtol=1e-5, atol=1e-6)
-    with pytest.raises(UserError, match=r"num_members is 2, which cannot share a device's 5 images"):
-        ensemble(images[:5], train=True)
-
-
-def test_an_ensemble_has_members():
-    with pytest.raises(ValueError, match="num_members must be at least 1, got 0"):
-        MODELS["speedrun_ensemble"](rngs=nnx.Rngs(0), num_members=0)
+def test_the_stem_of_the_speed_records_has_a_shortcut():
+    stem = arbitrary_model("speedrun", stem_width=4, widths=(4, 8, 12)).stem
+    images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
+    first = stem.norm1(stem.conv1(images), train=False, relu=True)
+    assert np.abs(stem(images, train=False) - first).max() > 0.01
+    stem.norm3.scale[...] = stem.norm3.bias[...] = jnp.zeros(4)
+    np.testing.assert_array_equal(stem(images, train=False), first)
 
 
 def test_glorot_uniform_initialisation():

@@ -47,23 +47,16 @@ def test_rows_never_visited_are_hard():
 
 
 def test_what_is_known_after_a_step():
-    known = {"last": jnp.arange(4.0)[None], "before_epoch": jnp.full((1, 4), 9.0)}
+    known = {"last": jnp.arange(4.0), "before_epoch": jnp.full(4, 9.0)}
     indices, losses = jnp.array([3, 1]), jnp.array([0.5, 0.25])
     first = selection.update(known, indices, losses, starts_epoch=jnp.bool(True))
-    np.testing.assert_array_equal(first["last"], [[0, 0.25, 2, 0.5]])
-    np.testing.assert_array_equal(first["before_epoch"], [[0, 1, 2, 3]])  # not yet with this step's
+    np.testing.assert_array_equal(first["last"], [0, 0.25, 2, 0.5])
+    np.testing.assert_array_equal(first["before_epoch"], [0, 1, 2, 3])  # not yet with this step's
     later = selection.update(first, jnp.array([0, 2]), losses, starts_epoch=jnp.bool(False))
-    np.testing.assert_array_equal(later["last"], [[0.5, 0.25, 0.25, 0.5]])
-    np.testing.assert_array_equal(later["before_epoch"], [[0, 1, 2, 3]])
+    np.testing.assert_array_equal(later["last"], [0.5, 0.25, 0.25, 0.5])
+    np.testing.assert_array_equal(later["before_epoch"], [0, 1, 2, 3])
     np.testing.assert_array_equal(selection.losses_of_epoch(first, is_new=True), first["last"])
-    np.testing.assert_array_equal(selection.losses_of_epoch(first, is_new=False), [[0, 1, 2, 3]])
-
-
-def test_each_member_knows_its_own_losses():
-    known = selection.unknown_losses(num_members=2, num_rows=3)
-    losses = jnp.array([0.1, 0.2, 0.3, 0.4])
-    known = selection.update(known, jnp.array([2, 2, 0, 1]), losses, starts_epoch=jnp.bool(True))
-    np.testing.assert_allclose(known["last"], [[0.3, np.inf, 0.1], [np.inf, 0.4, 0.2]])
+    np.testing.assert_array_equal(selection.losses_of_epoch(first, is_new=False), [0, 1, 2, 3])
 
 
 def test_the_first_epochs_visit_all_and_the_next_ones_select(make_config):
@@ -72,7 +65,7 @@ def test_the_first_epochs_visit_all_and_the_next_ones_select(make_config):
     )
     data = input_pipeline.load(config, parallel.make_mesh(jax.devices()[:1]))
     train = np.asarray(data.train_indices)
-    losses = jnp.zeros((1, 480)).at[0, train[:200]].set(1.0)  # the validation rows have the lowest, too
+    losses = jnp.zeros(480).at[train[:200]].set(1.0)  # the validation rows have the lowest, too
     assert data.steps_per_epoch == 7
     assert len(set(np.asarray(data.epoch_order(1, losses)))) == 420
     selected = np.asarray(data.epoch_order(2, losses))
@@ -81,23 +74,6 @@ def test_the_first_epochs_visit_all_and_the_next_ones_select(make_config):
     assert set(selected) <= set(train)
     assert set(train[:200]) < set(selected)
     np.testing.assert_array_equal(data.epoch_order(2), data.epoch_order(2, None))  # without losses, all
-
-
-def test_each_member_has_passes_and_a_selection_of_its_own(make_config):
-    config = make_config("configs/speedrun.py:95", model__num_members=2, batch_size=60, selection__keep=0.0)
-    data = input_pipeline.load(config, parallel.make_mesh(jax.devices()[:1]))
-    train = np.sort(data.train_indices)
-    assert data.steps_per_epoch == 2 * len(train) // 60
-    passes = [order for epoch in (0, 1) for order in np.asarray(data.epoch_order(epoch)).reshape(-1, 2).T]
-    for order in passes:
-        np.testing.assert_array_equal(np.sort(order), train)
-    assert len({order.tobytes() for order in passes}) == 4
-    is_hard = np.random.default_rng(0).permutation(len(train)) < len(train) // 2
-    losses = np.zeros((2, len(data.train_rows["label"])), np.float32)
-    losses[0, train[is_hard]] = losses[1, train[~is_hard]] = 1
-    first, second = np.asarray(data.epoch_order(1, jnp.asarray(losses))).reshape(-1, 2).T
-    assert set(first) == set(train[is_hard])
-    assert set(second) == set(train[~is_hard])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from flax import nnx
 from fmbench.models.cnn import CNN1, CNN2, CNN3, CNN4, Baseline
 from fmbench.models.mlp import MLP, BatchNormMLP, FullyConnected
 from fmbench.models.resnet import ResNet, ResNet18
-from fmbench.models.speedrun import Speedrun, SpeedrunEnsemble
+from fmbench.models.speedrun import Speedrun
 from fmbench.models.tiny import Tiny
 from fmbench.models.transfer import TransferHead
 from fmbench.models.vgg import VGGLike
@@ -36,7 +36,6 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "wide_resnet": WideResNet,
     "tiny": Tiny,
     "speedrun": Speedrun,
-    "speedrun_ensemble": SpeedrunEnsemble,
     "transfer_head": TransferHead,
 }
 
