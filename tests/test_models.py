@@ -45,9 +45,9 @@ SIZES = {
     # Weights 9 * (32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128); batch norm of 448 channels; the head.
     ("speedrun", (("widths", (32, 64, 128)),)): (285_984 + 4 * 448 + 1_290, 288_170),
     # The stem's 9 * (16 + 16 * 16 + 16 * 16) and 48 channels besides, and 16 inputs, not one, for what follows.
-    ("speedrun", (("stem_width", 16), ("widths", (64, 128, 256)))): (
-        9 * (528 + 16 * 64 + 64 * 64 + 64 * 128 + 128 * 128 + 128 * 256 + 256 * 256) + 4 * 944 + 2_570,
-        1_161_210,
+    ("speedrun", (("stem_width", 16), ("widths", (48, 96, 192)))): (
+        9 * (528 + 16 * 48 + 48 * 48 + 48 * 96 + 96 * 96 + 96 * 192 + 192 * 192) + 4 * 720 + 1_930,
+        657_850,
     ),
     # Weights 784 * 1024 + 1024 * 1024 + 1024 * 512, scales, biases, means and variances of 2,560 units, the head.
     ("mlp_bn", (("widths", (1024, 1024, 512)), ("dropout", 0.2))): (2_375_680 + 4 * 2_560 + 5_130, 2_385_930),
