@@ -25,6 +25,7 @@ configs/fc.py:b       0,1,2,3,4
 '
 
 FULL="$PAPER
+configs/speedrun.py:93 0,1,2,3,4
 configs/speedrun.py:94 0,1,2,3,4,5,6,7,8,9
 configs/speedrun.py:95 0,1,2,3,4
 configs/mlp.py:best   0,1,2,3,4
