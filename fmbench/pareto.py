@@ -1,4 +1,4 @@
-"""Draws results/pareto.svg: what accuracy costs, in core-seconds of training and in parameters.
+"""Draws results/pareto.svg: what accuracy costs, in core-seconds of training on each machine and in parameters.
 
 python -m fmbench.pareto
 """
@@ -7,7 +7,8 @@ import argparse
 import itertools
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,11 +47,16 @@ class Point(NamedTuple):
     """An entry over its seeds."""
 
     entry: str
+    num_seeds: int
     accuracy: float  # test, percent, mean
     std: float | None  # None for a single seed
     core_seconds: float  # of training, median
     num_params: int
     competes: bool  # not, if the costs are a head's alone or an image is classified more than once
+
+
+# Points, what they cost, and its name.
+Panel = tuple[Sequence[Point], Callable[[Point], float], str]
 
 
 def main() -> None:
@@ -66,14 +72,20 @@ def main() -> None:
         conditions = leaderboard.entries_by_condition(results.read_all(arguments.results_dir))
         if not conditions:
             raise UserError(f"{arguments.results_dir} has no records of completed runs to draw.")
-        condition = max(conditions, key=lambda condition: len(conditions[condition]))
-        points = [point_of(list(runs.values())) for runs in conditions[condition]]
-        num_elsewhere = sum(map(len, conditions.values())) - len(points)
-        figures.save(draw(points, condition.title, num_elsewhere), path)
+        num_entries: Counter[str] = Counter()
+        for condition, entries in conditions.items():
+            num_entries[condition.data_version] += len(entries)
+        ((data_version, num_drawn),) = num_entries.most_common(1)
+        points = {
+            condition.title: [point_of(list(runs.values())) for runs in entries]
+            for condition, entries in conditions.items()
+            if condition.data_version == data_version
+        }
+        figures.save(draw(points, num_entries.total() - num_drawn), path)
     except UserError as error:
         print(f"fmbench.pareto: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{path}: {len(points)} entries.")
+    print(f"{path}: {num_drawn} entries.")
 
 
 def point_of(runs: Sequence[RunRecord]) -> Point:
@@ -85,6 +97,7 @@ def point_of(runs: Sequence[RunRecord]) -> Point:
     has_test_time_augmentation = first.entry.partition("+")[0].endswith("-tta")
     return Point(
         entry=first.entry,
+        num_seeds=len(runs),
         accuracy=mean,
         std=std,
         core_seconds=statistics.median(run.train_core_seconds for run in runs),
@@ -103,24 +116,38 @@ def front(points: Sequence[Point], cost: Callable[[Point], float]) -> list[Point
     return best
 
 
-def draw(points: Sequence[Point], title: str, num_elsewhere: int) -> Figure:
-    """Accuracy over core-seconds above, over parameters below.
+def draw(conditions: Mapping[str, Sequence[Point]], num_elsewhere: int) -> Figure:
+    """Accuracy over core-seconds, a panel for each condition, and over parameters, all of them in one.
 
     Args:
-        points: The entries of one condition.
-        title: The condition's.
-        num_elsewhere: Entries of other conditions, which are not drawn.
+        conditions: Entries on the same data, by the title of their condition. Of an entry in several, the one with
+            the most seeds (of equals, the first) stands over parameters.
+        num_elsewhere: Entries on other data, which are not drawn.
     """
-    shown = [point for point in points if point.accuracy >= LEAST_ACCURACY]
-    figure = Figure(figsize=(9.4, 8.4), layout="constrained")  # 900 pixels wide, as a README shows it
-    upper, lower = figure.subplots(2, 1)
-    _draw_panel(upper, shown, _core_seconds, "core-seconds of training (median)")
-    _draw_panel(lower, shown, _num_params, "parameters")
-    figure.suptitle(title, fontsize=FONT_SIZE + 1)
-    figure.supxlabel(_caption(len(points) - len(shown), num_elsewhere), fontsize=SMALL_FONT_SIZE)
+    shown = {
+        title: [point for point in points if point.accuracy >= LEAST_ACCURACY]
+        for title, points in conditions.items()
+    }
+    most_seeds: dict[str, Point] = {}
+    for point in itertools.chain.from_iterable(shown.values()):
+        if point.entry not in most_seeds or point.num_seeds > most_seeds[point.entry].num_seeds:
+            most_seeds[point.entry] = point
+    panels: list[Panel] = [
+        (points, _core_seconds, "core-seconds of training (median)") for points in shown.values()
+    ]
+    panels.append((list(most_seeds.values()), _num_params, "parameters"))
+    # 900 pixels wide, as a README shows it
+    figure = Figure(figsize=(9.4, 4.2 * len(panels)), layout="constrained")
+    all_axes = figure.subplots(len(panels), 1)
+    for axes, (points, cost, name) in zip(all_axes, panels, strict=True):
+        _draw_panel(axes, points, cost, name)
+    for axes, title in zip(all_axes, shown, strict=False):  # the last panel is of all conditions
+        axes.set_title(title, fontsize=FONT_SIZE)
+    num_below = sum(map(len, conditions.values())) - sum(map(len, shown.values()))
+    figure.supxlabel(_caption(num_below, num_elsewhere), fontsize=SMALL_FONT_SIZE)
     figure.draw_without_rendering()  # lays out: from here on the places of points and labels are known
-    _label(upper, shown, _core_seconds)
-    _label(lower, shown, _num_params)
+    for axes, (points, cost, _) in zip(all_axes, panels, strict=True):
+        _label(axes, points, cost)
     return figure
 
 
@@ -141,7 +168,7 @@ def _caption(num_below: int, num_elsewhere: int) -> str:
     if num_below:
         lines.append(f"Not drawn: {num_below} below {LEAST_ACCURACY:g} %.")
     if num_elsewhere:
-        lines.append(f"Not drawn: {num_elsewhere} trained under other conditions.")
+        lines.append(f"Not drawn: {num_elsewhere} trained on other data.")
     return "\n".join(lines)
 
 

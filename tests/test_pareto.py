@@ -18,7 +18,7 @@ TITLE = "1 x Abacus 9"
 def point(
     entry: str, accuracy: float, core_seconds: float, num_params: int = 1, *, competes: bool = True
 ) -> Point:
-    return Point(entry, accuracy, None, core_seconds, num_params, competes)
+    return Point(entry, 1, accuracy, None, core_seconds, num_params, competes)
 
 
 POINTS = [
@@ -51,8 +51,8 @@ def test_a_point_is_its_entry_over_seeds():
     ]
     found = pareto.point_of(runs)
     assert (found.accuracy, found.std) == pytest.approx((90.0, 5.0))
-    assert found[3:] == (2.0, 384_854, True)
-    assert pareto.point_of(runs[:1]) == Point("mlp", 95.0, None, 1.0, 384_854, competes=True)
+    assert (found[1], *found[4:]) == (3, 2.0, 384_854, True)
+    assert pareto.point_of(runs[:1]) == Point("mlp", 1, 95.0, None, 1.0, 384_854, competes=True)
 
 
 @pytest.mark.parametrize(
@@ -86,19 +86,33 @@ def test_the_front_is_what_no_other_beats():
 
 
 def test_both_panels_name_what_is_drawn_and_the_caption_what_is_not():
-    figure = pareto.draw(POINTS, TITLE, 0)
+    figure = pareto.draw({TITLE: POINTS}, 0)
     drawn = {"cheap", "beaten", "equal", "good", "same cost", "a head"}
     assert names(figure) == [drawn, drawn]
     assert caption(figure).endswith("\nNot drawn: 1 below 85 %.")
-    assert figure.get_suptitle() == TITLE
+    assert [axes.get_title() for axes in figure.axes] == [TITLE, ""]
     assert [axes.get_ylim()[0] > 85 for axes in figure.axes] == [True, True]
-    edge = pareto.draw([point("edge", 85.0, 1.0)], TITLE, 3)
+    edge = pareto.draw({TITLE: [point("edge", 85.0, 1.0)]}, 3)
     assert names(edge) == [{"edge"}, {"edge"}]
-    assert caption(edge).endswith("test-time augmentation.\nNot drawn: 3 trained under other conditions.")
+    assert caption(edge).endswith("test-time augmentation.\nNot drawn: 3 trained on other data.")
+
+
+def test_machines_have_panels_of_their_own_and_share_that_of_parameters():
+    """Of an entry in both, the one with the most seeds stands over parameters; the first, if they have as many."""
+    here = [Point(entry, 2, 90.0, None, 10.0, 100, competes=True) for entry in ("a", "b", "c")]
+    there = [
+        Point(entry, seeds, 91.0, None, 9.0, 100, competes=True)
+        for entry, seeds in zip("abd", (3, 2, 1), strict=True)
+    ]
+    figure = pareto.draw({"here": here, "there": there}, 0)
+    assert [axes.get_title() for axes in figure.axes] == ["here", "there", ""]
+    assert names(figure) == [{"a", "b", "c"}, {"a", "b", "d"}, {"a", "b", "c", "d"}]
+    markers = [line.get_xydata().tolist() for line in figure.axes[2].lines if line.get_marker() == "o"]  # type: ignore[union-attr]
+    assert markers == [[[100, accuracy]] for accuracy in (91, 90, 90, 91)]  # a, b, c, d
 
 
 def test_the_line_steps_from_front_to_front():
-    upper, lower = pareto.draw(POINTS, TITLE, 0).axes
+    upper, lower = pareto.draw({TITLE: POINTS}, 0).axes
     for axes, path in [
         (upper, [[10, 90], [40, 93]]),
         (lower, [[1000, 90], [4000, 92], [5000, 93]]),
@@ -110,8 +124,8 @@ def test_the_line_steps_from_front_to_front():
 
 
 def test_what_does_not_compete_is_hollow_and_spread_is_a_bar():
-    wide = Point("wide", 90.0, 2.0, 10.0, 100, competes=True)
-    axes = pareto.draw([wide, point("a head", 91.0, 1.0, competes=False)], TITLE, 0).axes[0]
+    wide = Point("wide", 2, 90.0, 2.0, 10.0, 100, competes=True)
+    axes = pareto.draw({TITLE: [wide, point("a head", 91.0, 1.0, competes=False)]}, 0).axes[0]
     markers = [line for line in axes.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() for line in markers] == [pareto.BLUE, "white"]
     (bar,) = (c for container in axes.containers for c in container[2] if len(c.get_segments()))
@@ -120,7 +134,7 @@ def test_what_does_not_compete_is_hollow_and_spread_is_a_bar():
 
 def test_labels_of_close_points_neither_overlap_nor_leave_the_panel():
     close = [point(f"entry-{number}", 90 + 0.05 * number, 10 + number) for number in range(6)]
-    for axes in pareto.draw([*close, point("far+its_name_is_long=1", 88.0, 1000.0, 9)], TITLE, 0).axes:
+    for axes in pareto.draw({TITLE: [*close, point("far+its_name_is_long=1", 88.0, 1000.0, 9)]}, 0).axes:
         boxes = [text.get_window_extent() for text in axes.texts]
         assert [box.count_overlaps(boxes) for box in boxes] == [1] * 7  # itself
         assert all(axes.bbox.contains(x, y) for box in boxes for x, y in box.corners())
@@ -130,7 +144,7 @@ def test_labels_of_close_points_neither_overlap_nor_leave_the_panel():
 def test_few_points_make_a_figure_without_warnings(points):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pareto.draw(points, TITLE, 0)
+        pareto.draw({TITLE: points}, 0)
 
 
 # The command.
@@ -154,9 +168,9 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> list[tuple[list[Point], str, int]]:
+def drawn(monkeypatch) -> list[tuple[dict[str, list[Point]], int]]:
     """What is drawn, in place of drawing it."""
-    calls: list[tuple[list[Point], str, int]] = []
+    calls: list[tuple[dict[str, list[Point]], int]] = []
 
     def draw(*arguments) -> Figure:
         calls.append(arguments)
@@ -166,7 +180,7 @@ def drawn(monkeypatch) -> list[tuple[list[Point], str, int]]:
     return calls
 
 
-def test_the_condition_with_the_most_entries_is_drawn(tmp_path, run, drawn):
+def test_the_conditions_of_the_data_with_the_most_entries_are_drawn(tmp_path, run, drawn):
     records = [
         make_record("a", 0, dtype="bfloat16"),
         make_record("a", 1, dtype="bfloat16"),
@@ -181,11 +195,12 @@ def test_the_condition_with_the_most_entries_is_drawn(tmp_path, run, drawn):
     ]
     for record in records:
         publish(record, tmp_path)
-    assert run() == (0, f"{tmp_path / 'pareto.svg'}: 2 entries.\n", "")
-    ((points, title, num_elsewhere),) = drawn
-    assert [p.entry for p in points] == ["b", "c"]
-    assert title == "1 x Abacus 9 (2 cores), float32, data of 2017-08-31"
-    assert num_elsewhere == 2  # a in bfloat16 and g
+    assert run() == (0, f"{tmp_path / 'pareto.svg'}: 3 entries.\n", "")
+    ((conditions, num_elsewhere),) = drawn
+    title = "1 x Abacus 9 (2 cores), {}, data of 2017-08-31"
+    found = {title: [(p.entry, p.num_seeds) for p in points] for title, points in conditions.items()}
+    assert found == {title.format("bfloat16"): [("a", 3)], title.format("float32"): [("b", 1), ("c", 1)]}
+    assert num_elsewhere == 1  # g
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path, run):
