@@ -228,11 +228,28 @@ class ResNet(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
 
+class Stem(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu_(self.norm1(self.conv1(x)))
+        y = torch.relu_(self.norm2(self.conv2(x)))
+        return x + torch.relu_(self.norm3(self.conv3(y)))
+
+
 class Speedrun(nn.Module):
-    def __init__(self, widths: Sequence[int] = (32, 64, 128)):
+    def __init__(self, stem_width: int = 4, widths: Sequence[int] = (32, 64, 128)):
         super().__init__()
         first, second, third = widths
-        self.conv1 = nn.Conv2d(1, first, 3, padding=1, bias=False)
+        self.stem = Stem(stem_width)
+        self.conv1 = nn.Conv2d(stem_width, first, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(first)
         self.conv2 = nn.Conv2d(first, first, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(first)
@@ -247,7 +264,7 @@ class Speedrun(nn.Module):
         self.head = nn.Linear(third, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu_(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        x = torch.relu_(self.norm1(F.max_pool2d(self.conv1(self.stem(x)), 2)))
         x = torch.relu_(self.norm2(self.conv2(x)))
         x = torch.relu_(self.norm3(F.max_pool2d(self.conv3(x), 2)))
         x = torch.relu_(self.norm4(self.conv4(x)))

@@ -42,9 +42,11 @@ SIZES = {
     ("tiny", (("widths", (16, 24, 32)),)): (98_458, 98_458 - 2 * 448),
     ("tiny", (("widths", (10, 16, 24)),)): (49_316, 49_316 - 2 * 310),
     ("tiny", (("widths", (8, 10, 14)),)): (19_778, 19_778 - 2 * 200),
-    # Weights 9 * (32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128); batch norm of 448 channels; the head.
-    ("speedrun", (("widths", (32, 64, 128)),)): (285_984 + 4 * 448 + 1_290, 288_170),
-    # The stem's 9 * (16 + 16 * 16 + 16 * 16) and 48 channels besides, and 16 inputs, not one, for what follows.
+    # The stem, what follows, batch norm of 460 channels or of 720, the head.
+    ("speedrun", (("stem_width", 4), ("widths", (32, 64, 128)))): (
+        9 * (36 + 4 * 32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128) + 4 * 460 + 1_290,
+        289_382,
+    ),
     ("speedrun", (("stem_width", 16), ("widths", (48, 96, 192)))): (
         9 * (528 + 16 * 48 + 48 * 48 + 48 * 96 + 96 * 96 + 96 * 192 + 192 * 192) + 4 * 720 + 1_930,
         657_850,

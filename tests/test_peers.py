@@ -339,8 +339,12 @@ def torch_speedrun(make_job, tmp_path_factory):
     """The job of the speed record's net on its whole train set, gradients, and what IN_TORCH makes of them."""
     skip_without("torch")
     folder = tmp_path_factory.mktemp("torch")
-    num_rows = len(np.load(make_job("speedrun")["train_labels"]))
-    job = make_job("speedrun", batch_size=num_rows, label_smoothing=0.2, selection={"easy": 0.5})
+    num_rows = 32  # PyTorch sums for batch norm in float32: over all 480 rows its logits are off by 0.005
+    rows = {}
+    for name in ("train_images", "train_labels"):
+        rows[name] = str(folder / f"{name}.npy")
+        np.save(rows[name], np.load(make_job("speedrun")[name])[:num_rows])
+    job = make_job("speedrun", batch_size=num_rows, label_smoothing=0.2, selection={"easy": 0.5}, **rows)
     rng = np.random.default_rng(1)
     with np.load(job["weights"]) as weights:
         grads = {name: rng.normal(0, 1, x.shape).astype(np.float32) for name, x in weights.items()}
@@ -381,7 +385,7 @@ def test_torch_takes_fmbenchs_step(torch_speedrun):
     weights = job.load_weights()
     assert weights and expected.keys() == weights.keys()
     for name, values in expected.items():
-        if not re.fullmatch(r"conv.*|.*\.(mean|var)", name):
+        if not re.fullmatch(r"(stem\.)?conv.*|.*\.(mean|var)", name):
             continue  # Adam's first change is a sign, which rounding decides where a gradient is near 0
         change = np.linalg.norm(values - weights[name])
         difference = np.linalg.norm(step[name] - values)

@@ -12,23 +12,24 @@ from fmbench.layers import BatchNorm, Conv, max_pool
 
 
 class Speedrun(nnx.Module):
-    """Six 3x3 convolutions with batch norm, three 2x2 poolings, global max-pooling, a dense layer.
+    """A stem, six 3x3 convolutions with batch norm, three 2x2 poolings, global max-pooling, a dense layer.
 
-    At 28x28 one convolution, at 14x14 two, at 7x7 one, at 3x3 two. The first two poolings come right after their
-    convolution, before batch norm and ReLU, which then have a quarter of the work (Jordan, 2024, "94 % on CIFAR-10
-    in 3.29 seconds on a single GPU"); the last one comes before its convolution, which then has a quarter of it.
+    After the stem one convolution at 28x28, two at 14x14, one at 7x7, two at 3x3. The first two poolings come
+    right after their convolution, before batch norm and ReLU, which then have a quarter of the work (Jordan, 2024,
+    "94 % on CIFAR-10 in 3.29 seconds on a single GPU"); the last one comes before its convolution, which then has
+    a quarter of it.
 
     Args:
-        widths: Channels at 14x14, at 7x7 and at 3x3. (32, 64, 128) has 288,170 trainable parameters.
-        stem_width: Channels of three more convolutions at 28x28 before all others, two of them with a shortcut;
-            0: none. With 16 (48, 96, 192) has 657,850 trainable parameters.
+        stem_width: Channels of the stem.
+        widths: Channels at 14x14, at 7x7 and at 3x3. (32, 64, 128), with 4 in the stem, has 289,382 trainable
+            parameters; (48, 96, 192), with 16, 657,850.
     """
 
     def __init__(
         self,
         *,
+        stem_width: int = 4,
         widths: Sequence[int] = (32, 64, 128),
-        stem_width: int = 0,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         axis_name: str | None = None,
@@ -46,8 +47,8 @@ class Speedrun(nnx.Module):
             BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name, rngs=rngs
         )
         first, second, third = widths
-        self.stem = Stem(stem_width, conv=conv, batch_norm=batch_norm) if stem_width else None
-        self.conv1 = conv(stem_width or 1, first)
+        self.stem = Stem(stem_width, conv=conv, batch_norm=batch_norm)
+        self.conv1 = conv(stem_width, first)
         self.norm1 = batch_norm(first)
         self.conv2 = conv(first, first)
         self.norm2 = batch_norm(first)
@@ -64,8 +65,7 @@ class Speedrun(nnx.Module):
     def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
         del rngs  # nothing here is random
-        x = images if self.stem is None else self.stem(images, train=train)
-        x = self.norm1(max_pool(self.conv1(x), 2), train=train, relu=True)
+        x = self.norm1(max_pool(self.conv1(self.stem(images, train=train)), 2), train=train, relu=True)
         x = self.norm2(self.conv2(x), train=train, relu=True)
         x = self.norm3(max_pool(self.conv3(x), 2), train=train, relu=True)
         x = self.norm4(self.conv4(x), train=train, relu=True)
