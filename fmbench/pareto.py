@@ -143,6 +143,7 @@ def draw(conditions: Mapping[str, Sequence[Point]], num_elsewhere: int) -> Figur
         _draw_panel(axes, points, cost, name)
     for axes, title in zip(all_axes, shown, strict=False):  # the last panel is of all conditions
         axes.set_title(title, fontsize=FONT_SIZE)
+        axes.sharex(all_axes[0])
     num_below = sum(map(len, conditions.values())) - sum(map(len, shown.values()))
     figure.supxlabel(_caption(num_below, num_elsewhere), fontsize=SMALL_FONT_SIZE)
     figure.draw_without_rendering()  # lays out: from here on the places of points and labels are known

@@ -106,6 +106,7 @@ def test_machines_have_panels_of_their_own_and_share_that_of_parameters():
     ]
     figure = pareto.draw({"here": here, "there": there}, 0)
     assert [axes.get_title() for axes in figure.axes] == ["here", "there", ""]
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim() != figure.axes[2].get_xlim()
     assert names(figure) == [{"a", "b", "c"}, {"a", "b", "d"}, {"a", "b", "c", "d"}]
     markers = [line.get_xydata().tolist() for line in figure.axes[2].lines if line.get_marker() == "o"]  # type: ignore[union-attr]
     assert markers == [[[100, accuracy]] for accuracy in (91, 90, 90, 91)]  # a, b, c, d
