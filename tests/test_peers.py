@@ -339,7 +339,7 @@ def torch_speedrun(make_job, tmp_path_factory):
     """The job of the speed record's net on its whole train set, gradients, and what IN_TORCH makes of them."""
     skip_without("torch")
     folder = tmp_path_factory.mktemp("torch")
-    num_rows = 32  # PyTorch sums for batch norm in float32: over all 480 rows its logits are off by 0.005
+    num_rows = 32  # over all 480 PyTorch's batch norm is so inexact that its logits are off by 0.005
     rows = {}
     for name in ("train_images", "train_labels"):
         rows[name] = str(folder / f"{name}.npy")
