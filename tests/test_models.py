@@ -42,14 +42,14 @@ SIZES = {
     ("tiny", (("widths", (16, 24, 32)),)): (98_458, 98_458 - 2 * 448),
     ("tiny", (("widths", (10, 16, 24)),)): (49_316, 49_316 - 2 * 310),
     ("tiny", (("widths", (8, 10, 14)),)): (19_778, 19_778 - 2 * 200),
-    # The stem, what follows, batch norm of 460 channels or of 720, the head.
+    # The stem, what follows, batch norm of 460 channels or of 920, the head.
     ("speedrun", (("stem_width", 4), ("widths", (32, 64, 128)))): (
         9 * (36 + 4 * 32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128) + 4 * 460 + 1_290,
         289_382,
     ),
-    ("speedrun", (("stem_width", 16), ("widths", (48, 96, 192)))): (
-        9 * (528 + 16 * 48 + 48 * 48 + 48 * 96 + 96 * 96 + 96 * 192 + 192 * 192) + 4 * 720 + 1_930,
-        657_850,
+    ("speedrun", (("stem_width", 8), ("widths", (64, 128, 256)))): (
+        9 * (136 + 8 * 64 + 64 * 64 + 64 * 128 + 128 * 128 + 128 * 256 + 256 * 256) + 4 * 920 + 2_570,
+        1_153_026,
     ),
     # Weights 784 * 1024 + 1024 * 1024 + 1024 * 512, scales, biases, means and variances of 2,560 units, the head.
     ("mlp_bn", (("widths", (1024, 1024, 512)), ("dropout", 0.2))): (2_375_680 + 4 * 2_560 + 5_130, 2_385_930),
