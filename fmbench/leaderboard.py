@@ -113,7 +113,7 @@ def condition_of(record: RunRecord) -> Condition:
     environment = record.environment
     device = environment.device_kind
     if environment.device_platform == "cpu":
-        device += f" ({environment.cpu_cores} cores)"
+        device += f" ({environment.cpu_cores} {'core' if environment.cpu_cores == 1 else 'cores'})"
     return Condition(record.data_version, device, environment.num_devices, record.dtype)
 
 

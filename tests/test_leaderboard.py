@@ -177,6 +177,12 @@ def test_runs_under_other_conditions_stand_in_another_table(results_dir, run, mo
     assert f"1 x Abacus 9 (2 cores), float32, data of {VERSION}" in titles
 
 
+def test_one_core_is_a_singular(results_dir, run):
+    publish(make_record("a", wrong=0, environment={"cpu_cores": 1}), results_dir, wrong=0)
+    assert run()[0] == 0
+    assert "## 1 x Abacus 9 (1 core), float32, data of" in (results_dir / "leaderboard.md").read_text()
+
+
 def make_old(entry: str, wrong: int, train_images: str = "a" * 64) -> RunRecord:
     sha256 = {"train-images": train_images, "t10k-labels": data_proof.sha256(LABELS)}
     return make_record(entry, wrong=wrong, data_version="old", data_sha256=sha256)
