@@ -9,8 +9,8 @@ github.com/zhunzhong07/Random-Erasing): SGD 0.1, weight decay 5e-4, batch 128, c
 erasing with probability 0.5, all 60,000 train images. It differs from theirs in 200 epochs for 300, Nesterov
 momentum, a warm-up over 5 epochs and half a cosine for their steps of the rate, and in evaluating the moving
 average of the weights. Published for depth 20, with their code on the new data: 95.55 ± .04 %, without erasing
-95.18 ± .04 (their issue 10). Expected time of depth 20: some 4 hours on two cores of an Intel Xeon, at 820 images/s; on one core of
-an AMD EPYC with --config.dtype=bfloat16 65 seconds an epoch.
+95.18 ± .04 (their issue 10). Expected time of depth 20: some 4 hours on two cores of an Intel Xeon, at 820
+images/s; on one core of an AMD EPYC with --config.dtype=bfloat16 65 seconds an epoch.
 
 18: the ImageNet kind in bfloat16, 100 epochs, batch 512 with 0.1 for each 128 images of it, and label smoothing;
 else the same. Published: 94.9 % on the old data, by another recipe (github.com/zalandoresearch/fashion-mnist,
