@@ -54,6 +54,10 @@ def _convolution_of_xla(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, window: Window, relu: bool
 ) -> jax.Array:
     layout = ("NHWC", "HWIO", "NHWC")
+    if x.dtype == jnp.bfloat16:
+        # A fusion by XLA on CPUs (YNNPACK, jax 0.12) of max-pooling, ReLU, convolution and ReLU in bfloat16 gives
+        # wrong numbers, NaN among them. This keeps the convolution from being fused with what is before it.
+        x = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
     y = jax.lax.conv_general_dilated(x, kernel, window.strides, window.padding, dimension_numbers=layout)
     y = y if bias is None else y + bias
     return nnx.relu(y) if relu else y

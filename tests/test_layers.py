@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from fmbench import parallel
-from fmbench.layers import BatchNorm, Dropout, max_pool
+from fmbench.layers import BatchNorm, Conv, Dropout, convolves_in_onednn, max_pool
 from fmbench.models import split_model
 
 
@@ -40,6 +40,18 @@ def test_max_pool_in_bfloat16():
     expected = jax.grad(lambda x: stock_max_pool(x, 2).astype(jnp.float32).sum())(x)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(gradient, expected)
+
+
+def test_bfloat16_between_pooling_and_relu_is_what_single_operations_give():
+    """XLA's fusion of these four returned NaN and numbers of 1e38."""
+    assert not convolves_in_onednn()
+    conv = Conv(32, 32, (3, 3), padding="SAME", use_bias=False, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 28, 28, 32)), jnp.bfloat16)
+
+    def layers(x):
+        return nnx.relu(conv(nnx.relu(max_pool(x, 2))))
+
+    np.testing.assert_array_equal(jax.jit(layers)(x), layers(x))
 
 
 @pytest.mark.parametrize(("platform", "uses_xla"), [("cpu", False), ("cuda", True), ("tpu", True)])
