@@ -16,12 +16,13 @@ from fmbench.results import RunRecord
 
 NUM_TEST = 10_000
 EXPLAIN_ABOVE = 0.5  # points
+DTYPES = ("float32", "bfloat16")  # runs of the first that has any count
 
 HOW_TO_READ = f"""\
 Accuracies in percent. Ours: mean ± sample standard deviation over n seeds, the last epoch's, from the
-committed records of float32 runs; over folds: of the held-out images, standard deviation with ddof 0, as the
-reference has it. A published number is one run's unless a spread is given; where a range is published, the
-difference is to its nearer end.
+committed records of float32 runs, or, where there are none, of bfloat16 runs, which the line then says; over
+folds: of the held-out images, standard deviation with ddof 0, as the reference has it. A published number is
+one run's unless a spread is given; where a range is published, the difference is to its nearer end.
 
 "same": the difference is within two standard errors. Those come from the spread over our runs, s² (1 + 1/n),
 a single run having a binomial one instead, and, where the published test set was not ours (the old data),
@@ -118,8 +119,8 @@ def _files(results_dir: Path) -> dict[Path, str]:
 
 def render(runs: Iterable[RunRecord], fold_runs: Iterable[RunRecord]) -> str:
     """The page, from the records of whole runs and of folds."""
-    runs = [run for run in runs if run.status == "completed" and run.dtype == "float32"]
-    fold_runs = [run for run in fold_runs if run.status == "completed" and run.dtype == "float32"]
+    runs = [run for run in runs if run.status == "completed"]
+    fold_runs = [run for run in fold_runs if run.status == "completed"]
     lines = [
         "# Reproduction of the reference systems",
         "",
@@ -131,7 +132,7 @@ def render(runs: Iterable[RunRecord], fold_runs: Iterable[RunRecord]) -> str:
     ]
     remarks = []
     for published in PUBLISHED:
-        accuracies = _accuracies(published, fold_runs if published.num_folds else runs)
+        accuracies, dtype = _accuracies(published, fold_runs if published.num_folds else runs)
         name = f"{published.net} (`{published.entry}`)"
         cells = [published.system, name, published.text, published.data]
         if not accuracies:
@@ -142,7 +143,7 @@ def render(runs: Iterable[RunRecord], fold_runs: Iterable[RunRecord]) -> str:
         ours = f"{np.mean(accuracies):.2f}"
         if len(accuracies) > 1:
             ours += f" ± {np.std(accuracies, ddof=0 if published.num_folds else 1):.2f}"
-        ours += f" ({len(accuracies)})"
+        ours += f" ({len(accuracies)})" + _unless_float32(dtype)
         compared = [f"{difference:+.2f}", verdict] if published.comparable else ["", "another net"]
         lines.append(f"| {' | '.join([*cells, ours, *compared, published.differs])} |")
         if published.comparable and abs(difference) > EXPLAIN_ABOVE:
@@ -183,13 +184,27 @@ def _shortened(published: Published, runs: Iterable[RunRecord]) -> str:
     if published.stage or published.num_folds or not shorter:
         return ""
     longest = max(shorter, key=lambda run: run.num_epochs)
-    return f"not run to its end; {100 * (longest.test_accuracy or 0):.2f} after {longest.num_epochs} epochs"
+    accuracy = f"{100 * (longest.test_accuracy or 0):.2f} after {longest.num_epochs} epochs"
+    return f"not run to its end; {accuracy}{_unless_float32(longest.dtype)}"
 
 
-def _accuracies(published: Published, runs: Iterable[RunRecord]) -> list[float]:
-    """Our accuracies for it, in percent; none if there are no runs, or not all of the folds."""
+def _unless_float32(dtype: str) -> str:
+    return "" if dtype == "float32" else f", {dtype}"
+
+
+def _accuracies(published: Published, runs: Iterable[RunRecord]) -> tuple[list[float], str]:
+    """Our accuracies for it, in percent, and their dtype; none if there are no runs, or not all of the folds."""
+    for dtype in DTYPES:
+        if accuracies := _accuracies_in(dtype, published, runs):
+            return accuracies, dtype
+    return [], ""
+
+
+def _accuracies_in(dtype: str, published: Published, runs: Iterable[RunRecord]) -> list[float]:
     found: dict[int, float] = {}
     for run in runs:
+        if run.dtype != dtype:
+            continue
         if published.num_folds:
             entry, _, fold = run.entry.partition("+fold=")
             if (

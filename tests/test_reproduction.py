@@ -93,10 +93,18 @@ def test_folds_count_when_all_are_there():
     assert line_of(reproduction.render([], folds), "90.99")[4] == "not run here"
 
 
-def test_other_types_and_unfinished_runs_do_not_count():
-    runs = [make_record("fc-a", dtype="bfloat16"), make_unfinished("interrupted", "fc-a")]
+def test_bfloat16_counts_where_there_is_no_float32_and_says_so():
+    bfloat16 = make_record("fc-a", wrong=30, dtype="bfloat16")
+    assert line_of(reproduction.render([bfloat16], []), "`fc-a`")[4] == "85.00 (1), bfloat16"
+    assert line_of(reproduction.render([bfloat16, make_record("fc-a")], []), "`fc-a`")[4] == "90.00 (1)"
+    shorter = make_record("resnet-20+num_epochs=1", dtype="bfloat16")
+    cells = line_of(reproduction.render([shorter], []), "`resnet-20`")
+    assert cells[4] == "not run to its end; 90.00 after 1 epochs, bfloat16"
+
+
+def test_unfinished_runs_do_not_count():
+    runs = [make_unfinished("interrupted", "fc-a")]
     assert line_of(reproduction.render(runs, []), "`fc-a`")[4] == "not run here"
-    assert line_of(reproduction.render([make_record("fc-a")], []), "`fc-a`")[4] == "90.00 (1)"
 
 
 def test_what_cannot_be_run_says_why():
