@@ -7,10 +7,12 @@ usage() {
 Usage: ./test.sh [PYTEST ARGUMENT...]
 
 Runs ruff check, ruff format --check and mypy, and if they find nothing, pytest with the given
-arguments. Sets itself up: on the first call it makes .venv. Without -m, slow tests are left out.
+arguments. Sets itself up: on the first call it makes .venv. Without -m, slow tests (ten seconds or
+more, some eight minutes in all) and full ones (full data, nets of full size) are left out.
 
-  ./test.sh                          everything but the slow tests
-  ./test.sh -m slow                  the slow tests only (full data, long training)
+  ./test.sh                          everything but the slow and the full tests
+  ./test.sh -m 'not full'            what CI runs
+  ./test.sh -m full                  the full tests only
   ./test.sh -m ''                    all tests
   ./test.sh tests/test_scripts.py    one file
   ./test.sh -k resume -x             by name, stopping at the first failure
@@ -44,7 +46,7 @@ main() {
   "$PYTHON" -m mypy
 
   heading 'pytest'
-  if ! selects_by_marker "$@"; then set -- -m 'not slow' "$@"; fi
+  if ! selects_by_marker "$@"; then set -- -m 'not slow and not full' "$@"; fi
   # A file is one worker's: its tests share what they set up.
   exec "$PYTHON" -m pytest -n auto --dist loadfile "$@" # its closing line is this script's last
 }

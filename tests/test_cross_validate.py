@@ -96,6 +96,7 @@ def test_the_folds_are_scikit_learns(little):
     assert (entry.entry, entry.data.split) == ("little", "all")  # as it was
 
 
+@pytest.mark.slow
 def test_folds_are_trained_scored_compared_and_go_on_after_an_interruption(run, little, tmp_path, monkeypatch):
     configs = (f"--config={little}", f"--config={little}:0.01")
     command: tuple[str, ...] = (*configs, "--folds=2", "--config.num_epochs=2")

@@ -217,7 +217,7 @@ def test_a_run_on_csv_files(run_main, sample_csv, tmp_path):
     assert (record.config["data"]["source"], record.num_test) == ("csv", 200)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_real_data_comes_back_soon(tmp_path):
     dataset = datasets.load()
     data_export.export(dataset, "csv", tmp_path / "csv")

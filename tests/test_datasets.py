@@ -689,7 +689,7 @@ def test_command_line_tells_a_mistake_in_one_message(tmp_path):
 # The real data.
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_real_data_is_proven_and_warm_loads_are_fast():
     datasets.load()
     report = run_module()
@@ -714,7 +714,7 @@ def test_real_data_is_proven_and_warm_loads_are_fast():
     assert float(warm.stdout) < 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_real_first_starts_at_the_same_time(tmp_path, monkeypatch):
     data = datasets.load()
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", data.train_images)
@@ -729,7 +729,7 @@ def test_real_first_starts_at_the_same_time(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_real_default_split_has_5000_images_500_of_each_class():
     labels = datasets.load().train_labels
     train, validation = datasets.split(labels, "default")

@@ -18,6 +18,7 @@ from fmbench.models import MODELS, split_model
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_finds_what_the_run_recorded(run_main, tmp_path):
     # A convolution, and a last batch that is not full: 150 + 50.
     trained = run_main(

@@ -149,6 +149,7 @@ def test_an_impossible_convolution_says_which_call_failed():
         onednn.convolution(jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 3, 5)), jnp.zeros(5), window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "place"), [(1, "oneDNN"), (8, "XLA")])
 def test_a_run_says_where_its_convolutions_are(run_main, tmp_path, devices, place):
     done = run_main(

@@ -19,6 +19,7 @@ RECIPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", RECIPES)
 def test_recipe_trains(make_config, tmp_path, spec):
     name = make_config(spec).model.name
@@ -28,7 +29,7 @@ def test_recipe_trains(make_config, tmp_path, spec):
     assert record.dtype == ("bfloat16" if name == "wide_resnet" else "float32")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     "spec",
     [

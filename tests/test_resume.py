@@ -85,7 +85,14 @@ def test_a_run_leaves_a_completed_record_and_predictions(undisturbed):
 
 
 @pytest.mark.parametrize(
-    ("sent", "epochs"), [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGINT, 3), (signal.SIGTERM, 2)]
+    ("sent", "epochs"),
+    [
+        (signal.SIGKILL, 1),
+        *(
+            pytest.param(sent, epochs, marks=pytest.mark.slow)
+            for sent, epochs in [(signal.SIGKILL, 2), (signal.SIGINT, 3), (signal.SIGTERM, 2)]
+        ),
+    ],
 )
 def test_an_interrupted_run_resumes_to_the_same_bits(undisturbed, start_main, run_main, tmp_path, sent, epochs):
     process = start_main(*RUN, *places(tmp_path))

@@ -309,11 +309,11 @@ def run_tests(folder: Folder, *arguments: str) -> tuple[int, list[str]]:
 @pytest.mark.parametrize(
     "arguments, passed_on",
     [
-        ([], "-m not slow"),
-        (["-x", "tests/a.py"], "-m not slow -x tests/a.py"),
+        ([], "-m not slow and not full"),
+        (["-x", "tests/a.py"], "-m not slow and not full -x tests/a.py"),
         (["-m", "slow"], "-m slow"),
         (["-mslow", "--maxfail=1"], "-mslow --maxfail=1"),
-        (["--maxfail=1"], "-m not slow --maxfail=1"),
+        (["--maxfail=1"], "-m not slow and not full --maxfail=1"),
     ],
 )
 def test_lint_types_tests_in_this_order(folder, arguments, passed_on):

@@ -15,6 +15,8 @@ from fmbench.errors import UserError
 from fmbench.models import split_model
 from fmbench.optimizer import make_optimizer
 
+COMPILES_SOONER = {"xla_backend_optimization_level": 0}
+
 
 def set_up(config, num_devices, steps_per_call=1):
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
@@ -36,6 +38,16 @@ def train(config, num_devices, num_calls, steps_per_call=1):
     return after
 
 
+def fresh_model(config):
+    """Structure, parameters and statistics, as the seed has them."""
+
+    @functools.partial(jax.jit, compiler_options=COMPILES_SOONER)
+    def init():
+        return split_model(steps.make_model(config, None, config.seed))[1:]
+
+    return split_model(nnx.eval_shape(lambda: steps.make_model(config, None, 0)))[0], *init()
+
+
 AUGMENT = {
     f"augment__{name}": strength
     for name, strength in {
@@ -52,13 +64,17 @@ AUGMENT = {
 @pytest.mark.parametrize(
     ("spec", "strengths", "layouts"),
     [
-        ("configs/cnn4.py", {}, [(8, "jit"), (1, "pmap"), (8, "pmap")]),
-        ("configs/resnet.py:8", {}, [(8, "jit"), (8, "pmap")]),
+        pytest.param(
+            *("configs/cnn4.py", {"num_epochs": 10}, [(8, "jit"), (1, "pmap"), (8, "pmap")]),  # its first stage
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("configs/resnet.py:8", {}, [(8, "jit"), (8, "pmap")], marks=pytest.mark.slow),
         ("configs/baseline.py", AUGMENT, [(8, "jit"), (8, "pmap")]),
-        (
+        pytest.param(
             "configs/speedrun.py:95",
             {"model__stem_width": 4, "model__widths": (4, 8, 12), "batch_size": 48},
             [(8, "jit"), (8, "pmap")],
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -156,7 +172,7 @@ def test_the_training_step_is_adam_on_the_mean_loss(make_config):
     dataset = datasets.load("sample")
     images = (dataset.train_images[order[:48]][..., None] / 255 - 0.28604) / 0.35302
     targets = 0.9 * np.eye(10)[dataset.train_labels[order[:48]]] + 0.01
-    graphdef, params, rest = split_model(nnx.jit(lambda: steps.make_model(config, None, config.seed))())
+    graphdef, params, rest = fresh_model(config)
 
     def loss_fn(params):
         logits = nnx.merge(graphdef, params, rest, copy=True)(jnp.float32(images), train=True)
@@ -164,7 +180,7 @@ def test_the_training_step_is_adam_on_the_mean_loss(make_config):
 
     for got, expected in zip(jax.tree.leaves(before.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)  # the initialisation is the seed's
-    loss, grads = jax.jit(jax.value_and_grad(loss_fn))(params)
+    loss, grads = jax.jit(jax.value_and_grad(loss_fn), compiler_options=COMPILES_SOONER)(params)
     tx = optax.adam(config.optimizer.learning_rate)
     updates, _ = tx.update(grads, tx.init(params))
     expected_params = optax.apply_updates(params, updates)
@@ -176,28 +192,29 @@ def test_the_training_step_is_adam_on_the_mean_loss(make_config):
 
 def test_the_moving_average_of_weights_and_statistics_is_what_is_evaluated(make_config):
     config = make_config("configs/resnet.py:8", batch_size=40, ema_decay=0.15)
-    _, state, _, _ = set_up(config, 1)
+    data, state, programs, eval_program = set_up(config, 1)
     average = jax.device_get((state.params, state.model_state))
-    after = train(config, num_devices=1, num_calls=3)
-    for decay, (state, _, _) in zip([1 / 10, 0.15, 0.15], after, strict=True):  # 2 / 11 and 3 / 12 are above 0.15
+    for decay in (1 / 10, 0.15, 0.15):  # 2 / 11 and 3 / 12 are above 0.15
+        state, _ = programs[1].run(state, data.train_rows, data.epoch_order(0), data.seed)
         average = jax.tree.map(
             lambda old, new, decay=decay: decay * old + (1 - decay) * new,
             average,
-            (state.params, state.model_state),
+            jax.device_get((state.params, state.model_state)),
         )
         for got, expected in zip(jax.tree.leaves(state.average), jax.tree.leaves(average), strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
-    data, _, _, program = set_up(config, 1)
     batches = data.eval_batches["test"]
-    averaged, last = after[-1][0], after[-1][0].replace(average=None)
-    assert steps.evaluate(program, averaged, batches).loss == after[-1][2].loss
-    assert steps.evaluate(program, last, batches).loss != after[-1][2].loss
+    params, model_state = state.average
+    averages = state.replace(params=params, model_state=model_state, average=None)
+    loss = steps.evaluate(eval_program, state, batches).loss
+    assert loss == steps.evaluate(eval_program, averages, batches).loss
+    assert loss != steps.evaluate(eval_program, state.replace(average=None), batches).loss
 
 
 @pytest.mark.parametrize(("num_devices", "mode"), [(1, "jit"), (8, "jit"), (8, "pmap")])
 def test_a_step_remembers_the_losses_of_its_rows(make_config, num_devices, mode):
-    config = make_config("configs/cnn1.py", batch_size=40, selection__easy=0.5, parallel=mode)
+    config = make_config("configs/cnn1.py", num_epochs=10, batch_size=40, selection__easy=0.5, parallel=mode)
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
     data = input_pipeline.load(config, mesh)
     tx, _ = make_optimizer(config, data.steps_per_epoch)
@@ -226,19 +243,23 @@ def test_mixing_blends_labels_as_it_blends_images(make_config, kind):
     """The loss of a step against the same mathematics written down plainly."""
     config = make_config("configs/baseline.py", batch_size=48, augment__flip=True, **{f"augment__{kind}": 1.0})
     data, state, programs, _ = set_up(config, 1)
-    graphdef, params, rest = split_model(nnx.jit(lambda: steps.make_model(config, None, config.seed))())
+    graphdef, params, rest = fresh_model(config)
     order = np.asarray(data.epoch_order(0))[:48]
     _, metrics = programs[1].run(state, data.train_rows, data.epoch_order(0), data.seed)
 
     dataset, settings = datasets.load("sample"), config.augment.to_dict()
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 3), 0)
-    keys = augment.example_keys(key, np.arange(48))
-    images = augment.augment(keys, dataset.train_images[order], settings)
-    labels = np.eye(10)[dataset.train_labels[order]]
-    images, share = augment.mix(keys, images, jnp.roll(images, -1, axis=0), settings)
-    targets = share[:, None] * labels + (1 - share[:, None]) * np.roll(labels, -1, axis=0)
-    logits = nnx.merge(graphdef, params, rest)(images[..., None] / 255)
-    expected = -(targets * jax.nn.log_softmax(logits)).sum(axis=1).mean()
+
+    @functools.partial(jax.jit, compiler_options=COMPILES_SOONER)
+    def loss(images, labels):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 3), 0)
+        keys = augment.example_keys(key, np.arange(48))
+        images = augment.augment(keys, images, settings)
+        images, share = augment.mix(keys, images, jnp.roll(images, -1, axis=0), settings)
+        targets = share[:, None] * labels + (1 - share[:, None]) * jnp.roll(labels, -1, axis=0)
+        logits = nnx.merge(graphdef, params, rest)(images[..., None] / 255)
+        return -(targets * jax.nn.log_softmax(logits)).sum(axis=1).mean()
+
+    expected = loss(dataset.train_images[order], np.eye(10)[dataset.train_labels[order]])
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 

@@ -382,6 +382,7 @@ def test_a_second_ctrl_c_leaves_no_process_behind(tmp_path):
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_real_run_is_interrupted_and_goes_on(run, tmp_path, monkeypatch):
     monkeypatch.setenv("FMBENCH_CACHE", str(tmp_path / "cache"))
     arguments = ("--grid=batch_size=8", "--out=out")

@@ -41,6 +41,7 @@ def outputs(tmp_path_factory):
     return folder, printed
 
 
+@pytest.mark.slow
 def test_every_command_does_what_the_walk_through_says(outputs):
     folder, printed = outputs
     assert len(printed) == 7
