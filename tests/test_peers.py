@@ -318,6 +318,8 @@ job = json.load(open(job_file))
 system = peer_torch.PyTorch(protocol.Job(**job | {"augment": {"flip": True, "crop_padding": 1}}))
 numpy.save(augmented_file, system.augmented(torch.full((1800,), 7)).view(-1, 28, 28).numpy())
 
+torch.set_default_dtype(torch.float64)
+torch.Tensor.float = torch.Tensor.double
 system = peer_torch.PyTorch(protocol.Job(**job))
 system.train_step()
 step = {name: tensor.detach() for name, tensor in peer_torch.canonical(system.model).items()}
@@ -339,12 +341,7 @@ def torch_speedrun(make_job, tmp_path_factory):
     """The job of the speed record's net on its whole train set, gradients, and what IN_TORCH makes of them."""
     skip_without("torch")
     folder = tmp_path_factory.mktemp("torch")
-    num_rows = 32  # over all 480 PyTorch's batch norm is so inexact that its logits are off by 0.005
-    rows = {}
-    for name in ("train_images", "train_labels"):
-        rows[name] = str(folder / f"{name}.npy")
-        np.save(rows[name], np.load(make_job("speedrun")[name])[:num_rows])
-    job = make_job("speedrun", batch_size=num_rows, label_smoothing=0.2, selection={"easy": 0.5}, **rows)
+    job = make_job("speedrun", batch_size=480, label_smoothing=0.2, selection={"easy": 0.5})
     rng = np.random.default_rng(1)
     with np.load(job["weights"]) as weights:
         grads = {name: rng.normal(0, 1, x.shape).astype(np.float32) for name, x in weights.items()}
@@ -373,14 +370,17 @@ def test_torch_crops_and_flips_each_image_by_itself(torch_speedrun):
 
 
 def test_torch_takes_fmbenchs_step(torch_speedrun):
-    """On all rows at once, whose order is of no importance then: the losses that it keeps, and the net."""
+    """On all rows at once, whose order is of no importance then: the losses that it keeps, and the net.
+
+    PyTorch in double precision: in single its batch norm is so inexact that logits are off by 0.005.
+    """
     job, _, _, step, _ = torch_speedrun
     job = protocol.Job(**job)
     system = fmbench_itself.FmbenchItself(job)
     system.compile()
     system.train_step()
     assert system.state.losses
-    np.testing.assert_allclose(step["last_losses"], system.state.losses["last"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(step["last_losses"], system.state.losses["last"], rtol=1e-4)
     expected = fmbench_itself.to_canonical(system.state.params, system.state.model_state)
     weights = job.load_weights()
     assert weights and expected.keys() == weights.keys()
@@ -389,7 +389,9 @@ def test_torch_takes_fmbenchs_step(torch_speedrun):
             continue  # Adam's first change is a sign, which rounding decides where a gradient is near 0
         change = np.linalg.norm(values - weights[name])
         difference = np.linalg.norm(step[name] - values)
-        assert difference < 0.05 * change, (name, difference, change)  # Muon makes much of rounding errors
+        # Muon makes much of fmbench's rounding errors. PyTorch's running variances are of n - 1.
+        tolerance = 1e-3 if name.endswith((".mean", ".var")) else 0.03
+        assert difference < tolerance * change, (name, difference, change)
 
 
 def test_torch_has_fmbenchs_muon(torch_speedrun):
