@@ -54,6 +54,21 @@ def test_bfloat16_between_pooling_and_relu_is_what_single_operations_give():
     np.testing.assert_array_equal(jax.jit(layers)(x), layers(x))
 
 
+@pytest.mark.parametrize(
+    ("platform", "dtype", "kept_apart"),
+    [
+        ("cpu", "bfloat16", True),
+        ("cpu", "float32", False),
+        ("cuda", "bfloat16", False),
+        ("tpu", "bfloat16", False),
+    ],
+)
+def test_only_bfloat16_on_cpus_is_kept_from_being_fused(platform, dtype, kept_apart):
+    conv = Conv(3, 4, (3, 3), padding="SAME", dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    module = jax.export.export(jax.jit(conv), platforms=[platform])(jax.ShapeDtypeStruct((2, 8, 8, 3), dtype))
+    assert ("optimization_barrier" in module.mlir_module()) == kept_apart
+
+
 @pytest.mark.parametrize(("platform", "uses_xla"), [("cpu", False), ("cuda", True), ("tpu", True)])
 def test_only_cpus_get_the_comparing_gradient(platform, uses_xla):
     gradient = jax.jit(jax.grad(lambda x: max_pool(x, 2).sum()))
