@@ -162,22 +162,25 @@ def test_student_interval():
 
 # The goals.
 
+PUBLISHED = speedrun.Way(45, "published")
 
-def vgg_like(seed: int, *accuracies: float, entry: str = "vgg_like") -> RunRecord:
+
+def vgg_like(seed: int, *accuracies: float, entry: str = "vgg_like", **changes: Any) -> RunRecord:
     """A run that watched the test set, and whose epochs took 100, 110, 120 ... core-seconds."""
     history = [
         EPOCH | {"epoch": epoch, "train_core_seconds": 90.0 + 10 * epoch, "test_accuracy": accuracy}
         for epoch, accuracy in enumerate(accuracies, start=1)
     ]
     config = {"num_epochs": len(accuracies)}
-    return make_record(entry, seed, config=config, num_epochs=len(accuracies), history=history, watched="test")
+    changes = {"num_epochs": len(accuracies), "history": history, "watched": "test", **changes}
+    return make_record(entry, seed, config=config, **changes)
 
 
 def test_cost_of_vgg_like_is_measured_where_it_got_there():
-    found = speedrun.vgg_like_cost([[vgg_like(0, 0.9399, 0.94, 0.93)]])
+    found = speedrun.vgg_like_cost([[vgg_like(0, 0.9399, 0.94, 0.93)]], PUBLISHED)
     assert found == (210.0, "vgg_like measured here, on the test split")
     several = [vgg_like(0, 0.95), vgg_like(1, 0.93, 0.95), vgg_like(2, 0.93, 0.93)]
-    assert speedrun.vgg_like_cost([several])[0] == 210.0  # the median, with a miss counted as later
+    assert speedrun.vgg_like_cost([several], PUBLISHED)[0] == 210.0  # the median, with a miss counted as later
 
 
 def test_the_split_that_was_watched_decides():
@@ -193,16 +196,36 @@ def test_the_split_that_was_watched_decides():
 
 def test_a_complete_run_counts_before_a_shortened_one():
     short, whole = vgg_like(0, 0.95, entry="vgg_like+num_epochs=1"), vgg_like(0, 0.93, 0.95)
-    assert speedrun.vgg_like_cost([[short], [whole]])[0] == 210.0
+    assert speedrun.vgg_like_cost([[short], [whole]], PUBLISHED)[0] == 210.0
 
 
 def test_otherwise_it_is_the_published_epochs_at_what_an_epoch_costs_here():
-    cost, how = speedrun.vgg_like_cost([[vgg_like(0, 0.85, 0.88, entry="vgg_like+num_epochs=2")]])
+    cost, how = speedrun.vgg_like_cost([[vgg_like(0, 0.85, 0.88, entry="vgg_like+num_epochs=2")]], PUBLISHED)
     assert cost == 45 * 105
     assert how == (
-        "vgg_like: published 45 epochs x 105.0, the measured core-seconds of an epoch here (vgg_like+num_epochs=2)"
+        "vgg_like: 45 epochs (published) x 105.0, the measured core-seconds of an epoch here"
+        " (vgg_like+num_epochs=2)"
     )
-    assert speedrun.vgg_like_cost([]) == (None, "no run of vgg_like here")
+    assert speedrun.vgg_like_cost([], PUBLISHED) == (None, "no run of vgg_like here")
+
+
+def test_its_epochs_are_those_of_whole_runs_wherever_they_ran():
+    short, whole = vgg_like(0, 0.95, entry="vgg_like+num_epochs=1"), vgg_like(0, 0.93, 0.93, 0.95, 0.93)
+    assert speedrun.vgg_like_way([short, vgg_like(0, 0.95, data_version="old")]) == PUBLISHED
+    assert speedrun.vgg_like_way([short, whole]) == (3, "measured in 1 run of the whole protocol")
+    later = vgg_like(1, 0.93, 0.93, 0.93, 0.94)
+    assert speedrun.vgg_like_way([whole, later]) == (3.5, "measured in 2 runs of the whole protocol")
+    missed = vgg_like(0, 0.93, 0.9399)
+    assert speedrun.vgg_like_way([missed]) == (45, "published; a miss in 1 run of the whole protocol")
+
+
+def test_whole_runs_elsewhere_tell_the_epochs_of_shortened_ones_here():
+    elsewhere = vgg_like(0, 0.93, 0.93, 0.95, dtype="bfloat16")
+    here = vgg_like(1, 0.85, entry="vgg_like+num_epochs=1")
+    text = page(*recipe("speedrun-94", *[12] * 10, train_core_seconds=50.0), here, elsewhere)
+    cells = row(text, "vgg_like to 94 %")
+    assert cells[1:3] == ["300.0 / 50.0", "6.0x"]
+    assert cells[4].startswith("vgg_like: 3 epochs (measured in 1 run of the whole protocol) x 100.0,")
 
 
 @pytest.mark.parametrize(("cost", "goal"), [(300.0, "met"), (300.1, "**missed**")])
@@ -292,7 +315,7 @@ def test_vgg_likes_own_way_stands_beside_the_record():
     vgg_like = measured(*systems, config_file="configs/vgg_like.py", name="vgg_like")
     both = Measurements(models=measured(OURS).models | vgg_like.models)
     text = page(*recipe("speedrun-94", 12, num_steps=1000), measurements=both).partition("by its own protocol")[2]
-    assert text.startswith(": 10,530 steps of 256 images, the published 45 epochs to 94 %, beside the 1,000 of")
+    assert text.startswith(": 10,530 steps of 256 images, its 45 epochs to 94 % (published), beside the 1,000 of")
     assert rows(text) == [["Keras float32", "10,530", "5,391", "21.06x", "10.53x"]]
     for runs, measurements in (
         ([], both),
