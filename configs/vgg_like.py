@@ -4,7 +4,8 @@
 
 Adam 1e-3, inputs in [-1, 1], batch 500, all 60,000 train images, 50 epochs: above 94 % "after 40-45 epochs"
 published. Its author looked at the test set after each epoch, so this entry watches it too; what is reported is
-the last epoch.
+the last epoch. Here, in bfloat16, one seed, it was above 94 % after epoch 41 for the first time, and at 93.78 % in
+the end. Expected time: an hour on one core of an AMD EPYC with --config.dtype=bfloat16.
 """
 
 from ml_collections import config_dict
