@@ -7,8 +7,8 @@ usage() {
 Usage: ./test.sh [PYTEST ARGUMENT...]
 
 Runs ruff check, ruff format --check and mypy, and if they find nothing, pytest with the given
-arguments. Sets itself up: on the first call it makes .venv. Without -m, slow tests (ten seconds or
-more, some eight minutes in all) and full ones (full data, nets of full size) are left out.
+arguments. Sets itself up: on the first call it makes .venv. Without -m, slow tests (some eight
+seconds or more) and full ones (full data, nets of full size) are left out.
 
   ./test.sh                          everything but the slow and the full tests
   ./test.sh -m 'not full'            what CI runs

@@ -1,6 +1,7 @@
 """Eight fake CPU devices for the whole suite; configs and processes that train on the sample."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from fmbench import config as config_lib
 REPOSITORY = Path(__file__).parents[1]
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Shells start jobs in the background with it ignored, which tests of Ctrl-C would wait for in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -286,6 +286,7 @@ def test_idx_files_of_any_version_may_be_named():
     assert (dataset.version, dataset.sha256) == ("sample", datasets.SHA256["sample"])
 
 
+@pytest.mark.slow
 def test_a_run_on_the_old_data_leaves_its_labels_and_has_a_table_of_its_own(run_main, old_idx, tmp_path):
     results_dir = tmp_path / "results"
     done = run_main(

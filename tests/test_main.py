@@ -38,6 +38,7 @@ def test_seconds_to_the_first_step_begin_with_the_process(run_main, tmp_path):
     assert record.setup_seconds + record.compile_seconds + 0.5 < record.first_step_seconds < lifetime
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again_but_its_record_comes_back(run_main, tmp_path):
     assert run_main(*QUICK, *places(tmp_path)).returncode == 0
     (path,) = (tmp_path / "results" / "runs").glob("*.json")
@@ -53,6 +54,7 @@ def test_a_finished_run_is_not_trained_again_but_its_record_comes_back(run_main,
     assert results.read(path).test_accuracy == json.loads(original)["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_another_config_is_refused_with_the_difference_and_force_starts_anew(run_main, tmp_path):
     assert run_main(*QUICK, *places(tmp_path)).returncode == 0
     other = (*QUICK, "--config.optimizer.learning_rate=0.01", *places(tmp_path))
@@ -74,6 +76,7 @@ def test_a_diverging_run_says_so(run_main, tmp_path):
     assert not path.with_suffix(".npy").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_eight_devices(run_main, tmp_path, mode):
     done = run_main(*QUICK, f"--config.parallel={mode}", *places(tmp_path), devices=8)

@@ -238,6 +238,7 @@ def test_without_a_decay_there_is_no_average(make_config):
     assert state.evaluated == (state.params, state.model_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_blends_labels_as_it_blends_images(make_config, kind):
     """The loss of a step against the same mathematics written down plainly."""

@@ -49,6 +49,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(make_config,
     assert record.test_accuracy > 0.3  # it learns: chance is 0.1
 
 
+@pytest.mark.slow
 def test_each_stage_trains_with_its_own_augmentation(make_config, tmp_path):
     def losses(name, cutout):
         config = make_config("configs/baseline.py", batch_size=40, num_epochs=2)
