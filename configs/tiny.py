@@ -7,7 +7,7 @@
 ResNet-20 made narrow, trained for 60 epochs on all 60,000 train images: Muon with a one-cycle rate, crop padded by
 2, flip, label smoothing; the moving average of the weights is evaluated. Published: 92.5 % under 100,000
 parameters; under 20,000 nothing that others have replicated. Expected time on one core of an AMD EPYC with
---config.dtype=bfloat16: 20k 33 minutes, 50k 45, 100k 54.
+--config.dtype=bfloat16: 20k 33 minutes, 50k 45, 100k 54 (of processor time).
 
 Muon was chosen on the default validation split, by little: after the first of four epochs 20k had 83.7 %, with
 AdamW 5e-3 79.4 %, one seed each.
