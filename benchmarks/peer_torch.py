@@ -417,15 +417,22 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix with the same singular vectors, all singular values near 1, by five steps of Newton and Schulz."""
+    """A matrix with the same singular vectors, all singular values near 1, by five steps of Newton and Schulz.
+
+    On the matrix times its transpose, as fmbench does it.
+    """
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonalized(matrix.T).T
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / (matrix.norm() + 1e-8)
+    gram = x @ x.T
+    product = torch.eye(len(x), dtype=x.dtype)
     for _ in range(5):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    return product @ x
 
 
 class KeepNorm:

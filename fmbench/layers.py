@@ -17,6 +17,8 @@ from flax import nnx
 from fmbench import onednn
 from fmbench.onednn import Window
 
+FEW_CHANNELS, WIDE_ROW = 16, 64  # CPUs add up rows of so few channels slowly, of so many fast
+
 
 class Conv(nnx.Conv):
     """`nnx.Conv` of two dimensions, without groups and dilation, padded by name or by two pairs.
@@ -166,8 +168,26 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 def _batch_means(arrays, axis_name: str | None):
     """Each array's mean over all but the channels, in float32, of the whole batch if an axis is mapped."""
-    means = tuple(_float32(array).mean(range(array.ndim - 1)) for array in arrays)
+    means = tuple(
+        jax.lax.platform_dependent(_float32(array), cpu=_means_of_wide_rows, default=_channel_means)
+        for array in arrays
+    )
     return means if axis_name is None else jax.lax.pmean(means, axis_name)
+
+
+def _channel_means(x: jax.Array) -> jax.Array:
+    return x.mean(range(x.ndim - 1))
+
+
+def _means_of_wide_rows(x: jax.Array) -> jax.Array:
+    """`_channel_means`, adding up rows of several pixels where a pixel has few channels.
+
+    On a core batch norm, forward and backward, over (512, 28, 28, 4) takes 2.3 ms so and 4.7 with plain means.
+    """
+    batch, *places, channels = x.shape
+    pixels = math.gcd(math.prod(places), WIDE_ROW // channels) if channels <= FEW_CHANNELS else 1
+    rows = x.reshape(batch, -1, pixels * channels)
+    return rows.mean((0, 1)).reshape(pixels, channels).mean(0)
 
 
 def _once_per_channel(values):

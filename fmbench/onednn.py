@@ -34,6 +34,8 @@ SRC, DST, WEIGHTS, BIAS = 1, 17, 33, 41
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS = 129, 145, 161, 169
 QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS = 131, 132
 
+LANES = 16  # channels that are computed together, of whatever use they are
+
 
 class Window(NamedTuple):
     """The kernel of a convolution, and where it looks."""
@@ -108,6 +110,11 @@ def convolution(
     bias = jnp.zeros(kernel.shape[-1]) if bias is None else bias
     batch, height, width, _ = x.shape
     shape = (batch, *window.output_size(height, width), kernel.shape[-1])
+    pixels = _pixels_together(kernel.shape[-1], shape[2], window)
+    if pixels > 1:
+        together = Window((window.size[0], window.size[1] + pixels - 1), (1, pixels), window.padding)
+        y = convolution(x, _side_by_side(kernel, pixels), jnp.tile(bias, pixels), together, relu=relu)
+        return y.reshape(shape)
     target = _convolution(x.shape, kernel.shape, window, x.dtype.name, relu)
     call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, x.dtype))
     return call(x, kernel, bias.astype(jnp.float32))
@@ -117,6 +124,13 @@ def convolution_input_grad(
     y_grad: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], window: Window
 ) -> jax.Array:
     """The gradient with respect to x."""
+    padding = [
+        (size - 1 - before, size - 1 - after)
+        for size, (before, after) in zip(window.size, window.padding, strict=True)
+    ]
+    if _pixels_together(kernel.shape[2], x_shape[2], window) > 1 and min(map(min, padding)) >= 0:
+        mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
+        return convolution(y_grad, mirrored, None, Window(window.size, window.strides, tuple(padding)))
     target = _convolution_input_grad(x_shape, kernel.shape, window, kernel.dtype.name)
     return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(x_shape, kernel.dtype))(y_grad, kernel)
 
@@ -130,6 +144,24 @@ def convolution_kernel_grad(
     results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[-1:], jnp.float32)]
     kernel_grad, *bias_grad = jax.ffi.ffi_call(target, results[: 1 + use_bias])(x, y_grad)
     return kernel_grad, bias_grad[0] if use_bias else None
+
+
+def _pixels_together(channels: int, width: int, window: Window) -> int:
+    """How many neighbours of a row are computed as if they were one pixel, to fill the lanes.
+
+    Without that a convolution to 4 channels takes as long as to 16. On a core, for 512x28x28 in float32, 4 -> 4
+    takes 1.3 and not 2.5 ms, the gradient of 4 -> 32 with respect to the 4 takes 14 and not 20; in bfloat16 0.8
+    and not 1.4, 8.7 and not 11.
+    """
+    if window.strides != (1, 1):
+        return 1
+    return max(pixels for pixels in range(1, max(LANES // channels, 1) + 1) if width % pixels == 0)
+
+
+def _side_by_side(kernel: jax.Array, pixels: int) -> jax.Array:
+    """The kernel that computes so many neighbours: (height, width + pixels - 1, inputs, pixels * outputs)."""
+    shifted = [jnp.pad(kernel, ((0, 0), (i, pixels - 1 - i), (0, 0), (0, 0))) for i in range(pixels)]
+    return jnp.concatenate(shifted, axis=-1)
 
 
 def _int64s(values: Sequence[int]) -> ctypes.Array[c_int64]:

@@ -29,6 +29,12 @@ CASES = [
     ((4, 11, 5, 17), 33, (2, 4), 1, ((1, 0), (2, 1))),
     ((9, 8, 8, 2), 1, (1, 1), 1, "VALID"),
     ((2, 28, 28, 1), 8, (6, 6), 2, "VALID"),
+    # Few channels, of several pixels of a row at once: four, two, five, and none, as 7 and 11 have no divisors.
+    ((3, 28, 28, 4), 4, (3, 3), 1, "SAME"),
+    ((2, 28, 28, 8), 64, (3, 3), 1, "SAME"),
+    ((2, 6, 11, 3), 3, (2, 2), 1, ((1, 0), (0, 0))),
+    ((2, 7, 7, 4), 4, (3, 3), 1, "SAME"),
+    ((2, 5, 4, 2), 3, (2, 1), 1, ((0, 2), (1, 0))),  # padded more than a mirrored kernel could be
 ]
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from fmbench.errors import UserError
-from fmbench.optimizer import make_optimizer, make_schedule
+from fmbench.optimizer import make_optimizer, make_schedule, orthogonal
 
 PARAMS = {
     "conv": {"kernel": jnp.full((3, 3, 2, 4), 0.5), "bias": jnp.full(4, 0.5)},
@@ -64,6 +64,50 @@ def test_muon_orthogonalises_convolutions_too(make_config):
         assert singular_values.max() / singular_values.min() < 2  # the gradient's own ratio is above
     raw = np.linalg.svd(GRADS["dense"]["kernel"], compute_uv=False)
     assert raw.max() / raw.min() > 2
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_is_that_of_optax(make_config, nesterov):
+    """Three updates, with weight decay and a rate that falls."""
+    muon = {"name": "muon", "learning_rate": 0.1, "momentum": 0.6, "nesterov": nesterov, "weight_decay": 0.3}
+    muon["adam_factor"] = 0.2
+    settings = {f"optimizer__{name}": value for name, value in muon.items()}
+    tx, schedule = make_optimizer(make_config("configs/mlp.py", schedule__name="linear", **settings), 10)
+    dimensions = {
+        "conv": {"kernel": optax.contrib.MuonDimensionNumbers((0, 1, 2), 3), "bias": None},
+        "dense": {"kernel": optax.contrib.MuonDimensionNumbers(0, 1)},
+        "head": {"kernel": None},
+    }
+    stock = optax.contrib.muon(
+        schedule,
+        beta=0.6,
+        nesterov=nesterov,
+        weight_decay=0.3,
+        muon_weight_dimension_numbers=dimensions,
+        adam_learning_rate=lambda step: 0.2 * schedule(step),
+    )
+    params, state, stock_state = PARAMS, tx.init(PARAMS), stock.init(PARAMS)
+    for factor in (1.0, -2.0, 3.0):
+        grads = jax.tree.map(lambda x, factor=factor: factor * x**2 + x, GRADS)
+        updates, state = tx.update(grads, state, params)
+        expected, stock_state = stock.update(grads, stock_state, params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), updates, expected)
+        params = optax.apply_updates(params, updates)
+
+
+@pytest.mark.parametrize("shape", [(36, 4), (4, 36), (1152, 128), (64, 64)], ids=str)
+@pytest.mark.parametrize("condition", [1e1, 1e6])
+def test_orthogonal_takes_the_five_steps_of_newton_and_schulz(shape, condition):
+    """As the singular values tell, in double precision."""
+    left, _, right = np.linalg.svd(np.random.default_rng(0).standard_normal(shape), full_matrices=False)
+    singular_values = np.geomspace(1, 1 / condition, min(shape))
+    matrix = jnp.asarray(left * singular_values @ right, jnp.float32)
+    expected = singular_values / np.linalg.norm(singular_values)
+    for _ in range(5):
+        expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
+    actual = orthogonal(matrix) / np.linalg.norm(singular_values)
+    np.testing.assert_allclose(actual, left * expected @ right, rtol=0, atol=1e-3 * np.abs(expected).max())
+    np.testing.assert_array_equal(orthogonal(jnp.zeros(shape)), 0)
 
 
 def test_muon_leaves_the_head_and_the_biases_to_adam(make_config):
