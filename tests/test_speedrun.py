@@ -260,6 +260,9 @@ def test_a_goal_is_not_met_by_records_that_do_not_hold():
     assert row(page(*runs), "speedrun-95 /")[1:] == [
         "100.0 / 50.0", "2.0x", "at most 6x", "speedrun-94 does not hold; speedrun-95 does not hold",
     ]  # fmt: skip
+    text = page(*runs, *recipe("speedrun-95", *[10] * 5, train_core_seconds=100.0), vgg_like(0, 0.95))
+    assert row(text, "vgg_like to")[3] == "at least 30x"
+    assert row(text, "speedrun-95 /")[3] == "at most 6x"
 
 
 def test_goals_of_what_was_not_run_are_open():
