@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fake_records import ENVIRONMENT, EPOCH, make_record, make_unfinished, publish
 
-from fmbench import speedrun, throughput_page
+from fmbench import speedrun, speedrun_peers, throughput_page
 from fmbench.results import Environment, RunRecord
 from fmbench.throughput import Conditions, Measurements, ModelThroughput, Row
 
@@ -162,7 +162,7 @@ def test_student_interval():
 
 # The goals.
 
-PUBLISHED = speedrun.Way(45, "published")
+PUBLISHED = speedrun_peers.Way(45, "published")
 
 
 def vgg_like(seed: int, *accuracies: float, entry: str = "vgg_like", **changes: Any) -> RunRecord:
@@ -177,46 +177,47 @@ def vgg_like(seed: int, *accuracies: float, entry: str = "vgg_like", **changes: 
 
 
 def test_cost_of_vgg_like_is_measured_where_it_got_there():
-    found = speedrun.vgg_like_cost([[vgg_like(0, 0.9399, 0.94, 0.93)]], PUBLISHED)
+    found = speedrun_peers.vgg_like_cost([[vgg_like(0, 0.9399, 0.94, 0.93)]], PUBLISHED)
     assert found == (210.0, "vgg_like measured here, on the test split")
     several = [vgg_like(0, 0.95), vgg_like(1, 0.93, 0.95), vgg_like(2, 0.93, 0.93)]
-    assert speedrun.vgg_like_cost([several], PUBLISHED)[0] == 210.0  # the median, with a miss counted as later
+    # The median, with a miss counted as later.
+    assert speedrun_peers.vgg_like_cost([several], PUBLISHED)[0] == 210.0
 
 
 def test_the_split_that_was_watched_decides():
     watched_test = vgg_like(0, 0.93, 0.95)
     assert watched_test.history[0].val_accuracy == 0.85
-    assert speedrun.core_seconds_to(0.85, watched_test) == 100.0
-    assert speedrun.core_seconds_to(0.94, watched_test) == 210.0
+    assert speedrun_peers.core_seconds_to(0.85, watched_test) == 100.0
+    assert speedrun_peers.core_seconds_to(0.94, watched_test) == 210.0
     watched_validation = make_record(
         "vgg_like", history=[EPOCH | {"val_accuracy": 0.93, "test_accuracy": 0.95}], watched="validation"
     )
-    assert speedrun.core_seconds_to(0.94, watched_validation) is None
+    assert speedrun_peers.core_seconds_to(0.94, watched_validation) is None
 
 
 def test_a_complete_run_counts_before_a_shortened_one():
     short, whole = vgg_like(0, 0.95, entry="vgg_like+num_epochs=1"), vgg_like(0, 0.93, 0.95)
-    assert speedrun.vgg_like_cost([[short], [whole]], PUBLISHED)[0] == 210.0
+    assert speedrun_peers.vgg_like_cost([[short], [whole]], PUBLISHED)[0] == 210.0
 
 
 def test_otherwise_it_is_the_published_epochs_at_what_an_epoch_costs_here():
-    cost, how = speedrun.vgg_like_cost([[vgg_like(0, 0.85, 0.88, entry="vgg_like+num_epochs=2")]], PUBLISHED)
+    cost, how = speedrun_peers.vgg_like_cost([[vgg_like(0, 0.85, 0.88, entry="vgg_like+num_epochs=2")]], PUBLISHED)
     assert cost == 45 * 105
     assert how == (
         "vgg_like: 45 epochs (published) x 105.0, the measured core-seconds of an epoch here"
         " (vgg_like+num_epochs=2)"
     )
-    assert speedrun.vgg_like_cost([], PUBLISHED) == (None, "no run of vgg_like here")
+    assert speedrun_peers.vgg_like_cost([], PUBLISHED) == (None, "no run of vgg_like here")
 
 
 def test_its_epochs_are_those_of_whole_runs_wherever_they_ran():
     short, whole = vgg_like(0, 0.95, entry="vgg_like+num_epochs=1"), vgg_like(0, 0.93, 0.93, 0.95, 0.93)
-    assert speedrun.vgg_like_way([short, vgg_like(0, 0.95, data_version="old")]) == PUBLISHED
-    assert speedrun.vgg_like_way([short, whole]) == (3, "measured in 1 run of the whole protocol")
+    assert speedrun_peers.vgg_like_way([short, vgg_like(0, 0.95, data_version="old")]) == PUBLISHED
+    assert speedrun_peers.vgg_like_way([short, whole]) == (3, "measured in 1 run of the whole protocol")
     later = vgg_like(1, 0.93, 0.93, 0.93, 0.94)
-    assert speedrun.vgg_like_way([whole, later]) == (3.5, "measured in 2 runs of the whole protocol")
+    assert speedrun_peers.vgg_like_way([whole, later]) == (3.5, "measured in 2 runs of the whole protocol")
     missed = vgg_like(0, 0.93, 0.9399)
-    assert speedrun.vgg_like_way([missed]) == (45, "published; a miss in 1 run of the whole protocol")
+    assert speedrun_peers.vgg_like_way([missed]) == (45, "published; a miss in 1 run of the whole protocol")
 
 
 def test_whole_runs_elsewhere_tell_the_epochs_of_shortened_ones_here():
