@@ -3,20 +3,26 @@
     python -m fmbench.main --config=configs/speedrun.py:93     93 %
     python -m fmbench.main --config=configs/speedrun.py:94     94 %
     python -m fmbench.main --config=configs/speedrun.py:95     95 %
+    python -m fmbench.main --config=configs/speedrun.py:96     aims at 96 %, for accelerators, not run yet
 
-Nine convolutions, the first three of few channels at full resolution, Muon on their kernels, whose norms are kept,
-a learning rate that falls in a line to zero, label smoothing, flips and shifts of one pixel. After the first
-epochs most of the half of the images with the lowest losses is left out, and others are seen twice. All 60,000
-train images. What counts is the last epoch, each test image seen once as it is. For 95 % the net is twice as wide,
-and parts of the images are erased. How the recipes came about: docs/speedrun.md; what they give:
-results/speedrun.md.
+What counts is the last epoch, each test image seen once as it is. How the recipes came about: docs/speedrun.md;
+what they give: results/speedrun.md.
+
+93 to 95: nine convolutions, the first three of few channels at full resolution, Muon on their kernels, whose norms
+are kept, a learning rate that falls in a line to zero, label smoothing, flips and shifts of one pixel. After the
+first epochs most of the half of the images with the lowest losses is left out, and others are seen twice. All
+60,000 train images. For 95 % the net is twice as wide, and parts of the images are erased.
+
+96: the recipe of configs/wide_resnet.py:40-4. Its net is the only one that we know to be published above 96 % on
+these data after its last epoch; that this recipe gets there is not shown. Expected time: not measured, it needs an
+accelerator.
 """
 
 from typing import NamedTuple
 
 from ml_collections import config_dict
 
-from fmbench.config import base_config
+from fmbench.config import REPOSITORY, base_config, load_file
 
 
 class Recipe(NamedTuple):
@@ -33,11 +39,15 @@ RECIPES = {
     "94": Recipe(num_epochs=6, stem_width=4, widths=(32, 64, 128), random_erasing=0.0),
     "95": Recipe(num_epochs=11, stem_width=8, widths=(64, 128, 256), random_erasing=0.5),
 }
+ON_ACCELERATORS = {"96": "configs/wide_resnet.py:40-4"}
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
+    if arg in ON_ACCELERATORS:
+        return load_file(str(REPOSITORY / ON_ACCELERATORS[arg]))
     if arg not in RECIPES:
-        raise ValueError(f"the target is missing, as in configs/speedrun.py:94; there are {', '.join(RECIPES)}")
+        there = ", ".join([*RECIPES, *ON_ACCELERATORS])
+        raise ValueError(f"the target is missing, as in configs/speedrun.py:94; there are {there}")
     recipe = RECIPES[arg]
     config = base_config()
     config.model.name = "speedrun"

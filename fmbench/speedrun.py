@@ -15,7 +15,7 @@ from scipy import stats
 
 from fmbench import generated, leaderboard, results, speedrun_peers, throughput
 from fmbench.results import RunRecord
-from fmbench.speedrun_peers import NOT_MEASURED, VGG_LIKE_TARGET, Way, vgg_like_cost, vgg_like_way
+from fmbench.speedrun_peers import CONFIG_FILE, NOT_MEASURED, VGG_LIKE_TARGET, Way, vgg_like_cost, vgg_like_way
 from fmbench.statistics import mean_and_std
 from fmbench.throughput import Measurements
 
@@ -24,6 +24,7 @@ ENTRY = re.compile(r"speedrun-(\d+)(-tta)?(\+.*)?")
 
 SEEDS_NEEDED = {94: 10}
 SEEDS_NEEDED_ELSEWHERE = 5
+NEEDS_AN_ACCELERATOR = "speedrun-96"
 LEAST_VGG_LIKE_PER_94, MOST_95_PER_94 = 30.0, 6.0  # core-seconds
 
 VGG_LIKE = re.compile(r"vgg_like(\+num_epochs=\d+)?")
@@ -119,6 +120,8 @@ def render(results_dir: Path, records: dict[Path, RunRecord], measurements: Meas
     if not summary:
         summary = ["No records yet."]
         page.append("No records yet.")
+    if all(run.entry != NEEDS_AN_ACCELERATOR for run in completed):
+        page.append(f"[{NEEDS_AN_ACCELERATOR}](../{CONFIG_FILE}): not run here, needs an accelerator.")
     if unfinished := [run for run in records.values() if _is_unfinished(run)]:
         page += ["## Not finished", leaderboard.markdown_unfinished(unfinished)]
     page += ["## The same recipe in other systems", *speedrun_peers.render(measurements, completed, way)]

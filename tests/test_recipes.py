@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from fmbench import train
+from fmbench.config import REPOSITORY, difference, from_arguments, to_json
 from fmbench.models import split_model
 from fmbench.steps import count, make_model
 
@@ -78,9 +79,21 @@ def test_the_argument_is_the_net(make_config):
     assert make_config("configs/resnet.py:56").model.depth == 56
 
 
-@pytest.mark.parametrize("spec", ["tiny.py", "tiny.py:10k", "wide_resnet.py", "wide_resnet.py:28", "mlp.py:worst"])
+def test_the_speed_record_for_accelerators_is_the_wide_net():
+    config, wide = (
+        from_arguments([f"--config={REPOSITORY}/configs/{spec}"])
+        for spec in ("speedrun.py:96", "wide_resnet.py:40-4")
+    )
+    assert difference(to_json(config), to_json(wide)) == (
+        "config_file: configs/speedrun.py -> configs/wide_resnet.py, entry: speedrun-96 -> wide_resnet-40-4"
+    )
+
+
+@pytest.mark.parametrize(
+    "spec", ["tiny.py", "tiny.py:10k", "wide_resnet.py", "wide_resnet.py:28", "mlp.py:worst", "speedrun.py:97"]
+)
 def test_unknown_arguments_are_refused(make_config, spec):
-    with pytest.raises(Exception, match=r"there (are|is) (100k|16-4|best)"):
+    with pytest.raises(Exception, match=r"there (are|is) (100k|16-4|best|93, 94, 95, 96)"):
         make_config(f"configs/{spec}")
 
 

@@ -108,6 +108,13 @@ def test_lines_stand_by_target_and_core_seconds_and_misses_stay():
     assert row(page(*runs), "[speedrun-95]")[6] == "no: **miss**"
 
 
+def test_the_recipe_for_accelerators_is_not_run_until_it_is():
+    not_run = "[speedrun-96](../configs/speedrun.py): not run here, needs an accelerator."
+    shortened = recipe("speedrun-96+num_epochs=1", 12)
+    assert not_run in page(*shortened).splitlines()
+    assert "not run here" not in page(*recipe("speedrun-96", 9), make_record("mlp"))
+
+
 def test_conditions_have_tables_of_their_own():
     text = page(*recipe("speedrun-94", 12), *recipe("speedrun-94", 13, dtype="bfloat16"))
     first, second = text.split("\n## ")[1:3]
