@@ -26,9 +26,10 @@ from flax import nnx
 from ml_collections import config_dict
 
 import fmbench
-from fmbench import augment, input_pipeline, parallel, runtime, selection, steps
 from fmbench import config as config_lib
-from fmbench.optimizer import make_optimizer
+from fmbench.system import runtime
+from fmbench.training import augment, input_pipeline, parallel, selection, steps
+from fmbench.training.optimizer import make_optimizer
 
 INFER_BATCHES = 10
 

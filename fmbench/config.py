@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from fmbench import augment, selection
 from fmbench.errors import UserError
+from fmbench.training import augment, selection
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

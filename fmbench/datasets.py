@@ -1,4 +1,4 @@
-"""Fashion-MNIST as proven arrays, and how its train images are split.
+"""Prepares Fashion-MNIST if need be, proves it and shows what was proven; exports it.
 
 The images come out of TensorFlow Datasets, without TensorFlow: a TFDS directory is prepared once
 from the four official idx files, read once, and kept as memory-mapped arrays in a cache. Whichever
@@ -11,342 +11,13 @@ for by name, on the withdrawn first version of Fashion-MNIST is an error, not a 
 """
 
 import argparse
-import contextlib
-import os
-import shutil
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-from absl import logging
-
-from fmbench import data_csv, data_sources, data_tfds
-from fmbench.data_proof import HOME_PAGE, SHA256, STANDARD, prove, recognize
+from fmbench.data import export, fashion_mnist
 from fmbench.errors import UserError
-
-CLASS_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-
-SAMPLE_DIRECTORY = Path(__file__).parents[1] / "tests" / "data"
-Arrays = dict[str, np.ndarray]  # one per part: train-images, train-labels, t10k-images, t10k-labels
-PARTS = {
-    "train_images": "train-images",
-    "train_labels": "train-labels",
-    "test_images": "t10k-images",
-    "test_labels": "t10k-labels",
-}
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Read-only arrays in the order of the idx files, from the cache memory-mapped.
-
-    Attributes:
-      train_images: uint8 (n, 28, 28).
-      train_labels: uint8 (n,), an index into `CLASS_NAMES`.
-      test_images: uint8 (m, 28, 28).
-      test_labels: uint8 (m,).
-      version: a key of `SHA256`; or 'old', which cannot be proven (see `data_proof`).
-      sha256: the hash of each of the four parts.
-    """
-
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    version: str
-    sha256: dict[str, str]
-
-
-def load(source: str = "tfds", data_dir: str | None = None) -> Dataset:
-    """Loads Fashion-MNIST, preparing it when this is the first time.
-
-    Args:
-      source: 'tfds', the real data through TensorFlow Datasets; 'csv' or 'idx', whichever version
-        Kaggle's two CSV files or the four idx files in `data_dir` hold, be it the old one; or
-        'sample', the 480 + 200 images in the repository's tests.
-      data_dir: for 'tfds' a directory with the four idx files, gzipped or not, or a TFDS data
-        directory; None or empty means `$FMBENCH_DATA_DIR`. A directory named in either way is
-        always read and proven. If none is named, the data comes from the cache, else from a TFDS
-        directory already prepared, else from `data_sources.sources`.
-
-    Raises:
-      UserError: unknown source; data that is missing, damaged or of another set; unwritable cache.
-    """
-    if source == "tfds":
-        named = data_dir or os.environ.get("FMBENCH_DATA_DIR")
-        directory = Path(named).expanduser() if named else None
-        return _dataset(_load_cached(STANDARD, directory), STANDARD, SHA256[STANDARD])
-    if source == "sample":
-        if data_dir:
-            raise UserError(f"The sample comes with the repository; drop data_dir={data_dir!r}.")
-        return _dataset(_read_idx_directory(SAMPLE_DIRECTORY, "sample"), "sample", SHA256["sample"])
-    if source not in ("csv", "idx"):
-        raise UserError(f"Unknown data source {source!r}. The sources are 'tfds', 'csv', 'idx' and 'sample'.")
-    if not data_dir:
-        raise UserError(f"Data source {source!r} reads what you name: give --config.data.dir=DIR.")
-    read = data_csv.read_directory if source == "csv" else data_sources.decode_directory
-    arrays, where = read(Path(data_dir).expanduser())
-    return _dataset(arrays, *recognize(arrays, where))
-
-
-def _dataset(arrays: Arrays, version: str, sha256: dict[str, str]) -> Dataset:
-    fields = {field: arrays[part] for field, part in PARTS.items()}
-    return Dataset(**fields, version=version, sha256=dict(sha256))
-
-
-def split(
-    labels: np.ndarray,
-    name: str,
-    *,
-    test_size: float = 0.2,
-    random_state: int = 0,
-    num_folds: int = 5,
-    fold: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Splits the train images into those to train on and those to choose by.
-
-    Args:
-      labels: the train labels (n,).
-      name: 'default' keeps n // 12 rows (5,000 of the real data) for validation, equally many of
-        each class and always the same; 'train_test_split' is scikit-learn's function of that name,
-        as others' experiments call it; 'kfold' keeps one fold of scikit-learn's shuffled `KFold`;
-        'all' keeps nothing for validation.
-      test_size: as in scikit-learn, for 'train_test_split' only.
-      random_state: as in scikit-learn, for 'train_test_split' and 'kfold'.
-      num_folds: as in scikit-learn, for 'kfold' only.
-      fold: which of them is kept for validation, from 0.
-
-    Returns:
-      Train and validation rows, int32, in the order scikit-learn gives them.
-
-    Raises:
-      UserError: unknown name, a `test_size` or `num_folds` scikit-learn refuses, or no such fold.
-    """
-    rows = np.arange(len(labels), dtype=np.int32)
-    if name == "all":
-        return rows, rows[:0]
-    from sklearn.model_selection import KFold, train_test_split  # takes a second to import
-
-    if name == "default":
-        train, validation = train_test_split(rows, test_size=len(rows) // 12, stratify=labels, random_state=0)
-    elif name == "train_test_split":
-        try:
-            train, validation = train_test_split(rows, test_size=test_size, random_state=random_state)
-        except ValueError as error:
-            raise UserError(f"train_test_split refuses test_size={test_size}: {error}") from error
-    elif name == "kfold":
-        if not 0 <= fold < num_folds:
-            raise UserError(f"There is no fold {fold} of {num_folds} folds; they are numbered from 0.")
-        try:
-            folds = KFold(num_folds, shuffle=True, random_state=random_state).split(rows)
-            train, validation = list(folds)[fold]
-        except ValueError as error:
-            raise UserError(f"KFold refuses num_folds={num_folds}: {error}") from error
-        train, validation = train.astype(np.int32), validation.astype(np.int32)
-    else:
-        raise UserError(
-            f"Unknown split {name!r}. The splits are 'default', 'train_test_split', 'kfold' and 'all'."
-        )
-    return train, validation
-
-
-def _read_idx_directory(directory: Path, version: str) -> Arrays:
-    return _decode_idx_files(data_sources.read_directory(directory), version)
-
-
-def _decode_idx_files(files: dict[str, data_sources.IdxFile], version: str) -> Arrays:
-    arrays = {}
-    for part, file in files.items():
-        arrays[part] = data_sources.decode_idx(file)
-        prove(part, arrays[part], version, file.where)
-    return arrays
-
-
-# The cache: proven arrays, decoded once.
-
-
-def cache_directory() -> Path:
-    """`$FMBENCH_CACHE`, else `fmbench` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    if cache := os.environ.get("FMBENCH_CACHE"):
-        return Path(cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmbench"
-
-
-def _load_cached(version: str, directory: Path | None) -> Arrays:
-    """Reads the proven arrays of `version` from the cache, filling it first where needed.
-
-    What the user named as `directory` is read and proven even if the cache could do without.
-    """
-    named = None if directory is None else _read_named(directory, version)
-    cache = cache_directory() / version
-    with contextlib.suppress(FileNotFoundError, UserError):  # told below, under the lock
-        return _read_cache(cache, version)
-    try:
-        with _lock(cache):
-            try:
-                return _read_cache(cache, version)  # another process may have filled it meanwhile
-            except FileNotFoundError:
-                pass
-            except UserError as damage:
-                logging.warning("The cache is damaged and will be rebuilt. %s", damage)
-            if directory is not None and named is not None and data_tfds.is_prepared(directory):
-                arrays = named
-                _note_origin(cache, f"the TFDS directory {directory}")
-            else:
-                arrays = _pass_through_tfds(named, f"{directory}", version, cache)
-            _write_cache(arrays, cache, version)
-    except OSError as error:
-        raise UserError(
-            f"The cache {cache} cannot be written: {error}. Set FMBENCH_CACHE to a directory you "
-            "may write to, with 0.3 GB free."
-        ) from error
-    return _read_cache(cache, version)
-
-
-@contextlib.contextmanager
-def _lock(cache: Path) -> Iterator[None]:
-    """Lets one process at a time fill the cache; the system frees the lock of one that dies."""
-    from filelock import FileLock, Timeout
-
-    cache.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(cache / "lock")
-    try:
-        lock.acquire(timeout=0.5)
-    except Timeout:
-        _say("Another process is preparing Fashion-MNIST; waiting for it.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _cache_path(cache: Path, part: str, version: str) -> Path:
-    return cache / f"{part}-{SHA256[version][part]}.npy"
-
-
-def _read_cache(cache: Path, version: str) -> Arrays:
-    """Maps and proves the cached arrays.
-
-    Raises:
-      FileNotFoundError: a part is not in the cache.
-      UserError: a part is damaged.
-    """
-    arrays = {}
-    for part in SHA256[version]:
-        path = _cache_path(cache, part, version)
-        try:
-            arrays[part] = np.load(path, mmap_mode="r")
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # a damaged header makes np.load fail in many ways
-            raise UserError(f"{path} cannot be read: {error}") from error
-        prove(part, arrays[part], version, str(path))
-    return arrays
-
-
-def _write_cache(arrays: Arrays, cache: Path, version: str) -> None:
-    for part, array in arrays.items():
-        path = _cache_path(cache, part, version)
-        unfinished = path.with_suffix(".unfinished")
-        with unfinished.open("wb") as file:
-            np.save(file, array)
-        unfinished.replace(path)  # so that a reader sees all of it or nothing
-
-
-def _note_origin(cache: Path, origin: str) -> None:
-    (cache / "origin.txt").write_text(f"{origin}\n")
-
-
-# The way there: idx files, a TFDS directory, arrays.
-
-
-def _pass_through_tfds(idx: Arrays | None, origin: str, version: str, cache: Path) -> Arrays:
-    """Reads a prepared TFDS directory, preparing one from idx files where there is none.
-
-    Args:
-      idx: the proven arrays of the idx files the user named; None to look for idx files if need be.
-      origin: where `idx` comes from.
-      version: a key of `SHA256`.
-      cache: the cache directory of this version; its `tfds` is ours to prepare and to replace.
-    """
-    ours, default = cache / "tfds", data_tfds.default_directory()
-    for directory in (ours, default):
-        if data_tfds.is_prepared(directory):
-            try:
-                arrays = _read_tfds(directory, version)
-            except UserError as error:
-                logging.warning("Passing over a TFDS directory. %s", error)
-                continue
-            if directory == default:
-                _note_origin(cache, f"the TFDS directory {directory}")
-            return arrays
-    if idx is None:
-        idx, origin = _find_idx_files(version, cache)
-    _say(f"Preparing Fashion-MNIST with TFDS in {ours}: once, some 20 seconds.")
-    shutil.rmtree(ours, ignore_errors=True)
-    data_tfds.prepare(idx, ours)
-    _note_origin(cache, origin)
-    return _read_tfds(ours, version)
-
-
-def _find_idx_files(version: str, scratch: Path) -> tuple[Arrays, str]:
-    """Returns the proven arrays of the first source that has them, and the name of that source."""
-    tried = []
-    for name, fetch in data_sources.sources(scratch).items():
-        try:
-            return _decode_idx_files(fetch(), version), name
-        except UserError as error:
-            tried.append(f"\n  {name}: {error}")
-    raise UserError(
-        f"Fashion-MNIST was found nowhere. Tried:{''.join(tried)}\n"
-        "Put its four files (train-images-idx3-ubyte.gz, ...; gzipped or not) into a directory and "
-        f"name it in FMBENCH_DATA_DIR. They are at {HOME_PAGE} and in Debian's package "
-        f"{data_sources.DEBIAN_PACKAGE}."
-    )
-
-
-def _read_tfds(directory: Path, version: str) -> Arrays:
-    _say(f"Reading the TFDS directory {directory}: some 10 seconds.")
-    try:
-        arrays = data_tfds.read(directory)
-    except Exception as error:  # TFDS has no kind of its own for what it cannot read
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"The TFDS directory {directory} cannot be read: {type(error).__name__}: {reason} It "
-            "must be prepared with file_format='array_record'; or name a directory with idx files."
-        ) from error
-    for part, array in arrays.items():
-        prove(part, array, version, f"The TFDS directory {directory}")
-    return arrays
-
-
-def _read_named(directory: Path, version: str) -> Arrays:
-    if data_tfds.is_prepared(directory):
-        return _read_tfds(directory, version)
-    return _read_idx_directory(directory, version)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+from fmbench.system import files
 
 
 def main() -> None:
-    from fmbench import data_export
-
     parser = argparse.ArgumentParser(
         prog="python -m fmbench.datasets",
         description="Prepares Fashion-MNIST if need be, proves it and shows what was proven.",
@@ -356,19 +27,19 @@ def main() -> None:
         help="directory with the four idx files, or a TFDS data directory (default: "
         "$FMBENCH_DATA_DIR, else the cache, a prepared TFDS directory, the network)",
     )
-    data_export.add_command(parser.add_subparsers(dest="command"))
+    export.add_command(parser.add_subparsers(dest="command"))
     arguments = parser.parse_args()
     try:
-        dataset = load(data_dir=arguments.data_dir)
+        dataset = fashion_mnist.load(data_dir=arguments.data_dir)
         if arguments.command == "export":
-            data_export.export(dataset, arguments.format, arguments.output)
+            export.export(dataset, arguments.format, arguments.output)
             return
     except UserError as error:
         parser.exit(2, f"{error}\n")
-    cache = cache_directory() / dataset.version
+    cache = files.cache_directory() / dataset.version
     print(f"Fashion-MNIST {dataset.version}, every part proven by its SHA-256")
     print(f"cache         {cache}, made from {(cache / 'origin.txt').read_text().strip()}")
-    for field, part in PARTS.items():
+    for field, part in fashion_mnist.PARTS.items():
         array = getattr(dataset, field)
         print(f"{field:<13} {array.dtype} {array.shape!s:<15} {dataset.sha256[part]}")
 

@@ -21,8 +21,13 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from fmbench import checkpoint, config, datasets, input_pipeline, predict, results, runtime
+from fmbench import config
+from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
+from fmbench.models import exported
+from fmbench.records import machine, schema, store
+from fmbench.system import runtime
+from fmbench.training import inference, input_pipeline
 
 
 class Evaluation(NamedTuple):
@@ -63,10 +68,10 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    model, description = checkpoint.load_model(arguments.model)
+    model, description = exported.load_model(arguments.model)
     record = read_record(arguments.model)
     resolved = record.config if record else config.to_json(config.base_config())
-    dataset = datasets.load(resolved["data"]["source"], arguments.data_dir or resolved["data"]["dir"])
+    dataset = fashion_mnist.load(resolved["data"]["source"], arguments.data_dir or resolved["data"]["dir"])
     if record and dataset.sha256 != record.data_sha256:
         raise UserError(
             f"the record of {arguments.model} is on data of {record.data_version}, these are {dataset.version}; "
@@ -97,24 +102,24 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if comparison and (comparison.different_predictions or not comparison.same_accuracy) else 0
 
 
-def read_record(directory: Path) -> results.RunRecord | None:
+def read_record(directory: Path) -> schema.RunRecord | None:
     """The record of the completed run in a directory, or None if there is none.
 
     Raises:
         UserError: If the record is damaged.
     """
     path = directory / "record.json"
-    record = results.read(path) if path.exists() else None
+    record = store.read(path) if path.exists() else None
     return record if record and record.status == "completed" else None
 
 
 def evaluate(
-    model: nnx.Module, description: dict[str, Any], dataset: datasets.Dataset, batch_size: int
+    model: nnx.Module, description: dict[str, Any], dataset: fashion_mnist.Dataset, batch_size: int
 ) -> Evaluation:
     """Evaluates an exported model on every test image.
 
     Args:
-        model: From `checkpoint.load_model`.
+        model: From `exported.load_model`.
         description: Likewise.
         dataset: Whose test set.
         batch_size: The run's, because the last bits of a sum may depend on it.
@@ -122,7 +127,7 @@ def evaluate(
     batches = input_pipeline.padded_batches(dataset.test_images, dataset.test_labels, batch_size)
     progress = tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=None)
     logits = np.concatenate(
-        [predict.logits(model, description, batch["image"].reshape(-1, 28, 28)) for batch in progress]
+        [inference.logits(model, description, batch["image"].reshape(-1, 28, 28)) for batch in progress]
     )
     logits = logits[: len(dataset.test_labels)]  # the last batch is filled up
     predictions = logits.argmax(axis=-1).astype(np.uint8)
@@ -130,14 +135,14 @@ def evaluate(
     return Evaluation(predictions, float((predictions == dataset.test_labels).mean()), float(losses.mean()))
 
 
-def compare(evaluation: Evaluation, record: results.RunRecord, predictions: Path) -> Comparison:
+def compare(evaluation: Evaluation, record: schema.RunRecord, predictions: Path) -> Comparison:
     """Compares with the record of a completed run and the file of its predictions.
 
     Raises:
         UserError: If the file is missing, or not the record's.
     """
-    assert record.test_accuracy is not None  # as `results.RunRecord` sees to
-    different = evaluation.predictions != results.read_predictions(record, predictions)
+    assert record.test_accuracy is not None  # as `schema.RunRecord` sees to
+    different = evaluation.predictions != store.read_predictions(record, predictions)
     return Comparison(record.test_accuracy, evaluation.accuracy == record.test_accuracy, int(different.sum()))
 
 
@@ -158,7 +163,7 @@ def classification_report(
     )
 
 
-def _compared(record: results.RunRecord, comparison: Comparison) -> list[str]:
+def _compared(record: schema.RunRecord, comparison: Comparison) -> list[str]:
     """Lines for people."""
     if comparison.same_accuracy:
         lines = ["accuracy as in the record"]
@@ -168,13 +173,13 @@ def _compared(record: results.RunRecord, comparison: Comparison) -> list[str]:
     if not different:
         return [*lines, f"all {number} predictions as in the record"]
     lines.append(f"{different:,} of {number} predictions not as in the record")
-    here = _conditions(results.environment())
+    here = _conditions(machine.environment())
     if here != _conditions(record.environment):
         lines.append(f"made on {_conditions(record.environment)}; this is {here}, which may round differently")
     return lines
 
 
-def _conditions(environment: results.Environment) -> str:
+def _conditions(environment: schema.Environment) -> str:
     """What decides how sums are rounded."""
     versions = ", ".join(f"{name} {environment.versions.get(name)}" for name in ("jax", "onednn-cpu-gomp"))
     return f"{environment.num_devices} x {environment.device_kind} with {versions}"

@@ -20,8 +20,12 @@ import optax
 from absl import app, flags, logging
 from flax import nnx
 
-from fmbench import config, parallel, results, runtime, steps, train
+from fmbench import config
 from fmbench.errors import UserError
+from fmbench.records import machine, schema
+from fmbench.system import runtime
+from fmbench.training import parallel, steps
+from fmbench.training.run import train_and_evaluate
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Work directory of the run. Default: workdirs/<name of the record>."
@@ -40,10 +44,10 @@ def main(argv: list[str]) -> int:
         print_summary(run_config)
         return 0
     runtime.set_up()
-    name = results.record_name(run_config.entry, results.environment(), run_config.dtype, run_config.seed)
+    name = schema.record_name(run_config.entry, machine.environment(), run_config.dtype, run_config.seed)
     if run_config.data.source in ("csv", "idx"):  # of which version is not known before they are read
         name += f"-{run_config.data.source}"
-    record = train.train_and_evaluate(
+    record = train_and_evaluate(
         run_config,
         Path(WORKDIR.value or f"workdirs/{name}"),
         results_dir=Path(RESULTS_DIR.value),

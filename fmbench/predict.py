@@ -12,7 +12,6 @@ Exit codes: 0 done, 1 an image could not be read (the others are classified), 2 
 """
 
 import argparse
-import functools
 import json
 import sys
 import textwrap
@@ -20,20 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
-from fmbench import checkpoint, features, input_pipeline, photos, runtime
+from fmbench.data import photos
 from fmbench.errors import UserError
-from fmbench.models import split_model
+from fmbench.models import exported
+from fmbench.system import runtime
+from fmbench.training import inference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-BATCH_SIZE = 500
 MOST_DRAWN = 30  # rows of a figure
 
 
@@ -75,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"--figure draws {MOST_DRAWN} images at the most, not {len(files):,}; give fewer at a time."
         )
-    model, description = checkpoint.load_model(arguments.model)
+    model, description = exported.load_model(arguments.model)
 
     paths, images = [], []
     for path in tqdm(files, desc="reading", unit="image", leave=False, disable=None):
@@ -87,9 +83,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if not images:
         return 1
 
-    starts = tqdm(range(0, len(images), BATCH_SIZE), desc="classifying", unit="batch", leave=False, disable=None)
+    starts = tqdm(
+        range(0, len(images), inference.BATCH_SIZE), desc="classifying", unit="batch", leave=False, disable=None
+    )
     probabilities = np.concatenate(
-        [classify(model, description, np.stack(images[start : start + BATCH_SIZE])) for start in starts]
+        [
+            inference.classify(model, description, np.stack(images[start : start + inference.BATCH_SIZE]))
+            for start in starts
+        ]
     )
     for path, row in zip(paths, probabilities, strict=True):
         prediction = describe(row, description["class_names"])
@@ -99,41 +100,11 @@ def _run(arguments: argparse.Namespace) -> int:
             top3 = ", ".join(f"{name} {probability:.1%}" for name, probability in prediction["top3"])
             print(f"{path}: label {prediction['label']}, {top3}")
     if arguments.figure:
-        from fmbench import figures  # Matplotlib takes a second to import
+        from fmbench.pages import drawing
 
         names = [path.name for path in paths]
-        figures.save(draw(names, images, probabilities, description["class_names"]), arguments.figure)
+        drawing.save(draw(names, images, probabilities, description["class_names"]), arguments.figure)
     return 0 if len(images) == len(files) else 1
-
-
-def logits(model: nnx.Module, description: dict[str, Any], images: np.ndarray) -> np.ndarray:
-    """What an exported model makes of one batch, computed as in the evaluation of its run.
-
-    Args:
-        model: From `checkpoint.load_model`.
-        description: Likewise.
-        images: uint8 (n, 28, 28); each n is compiled anew.
-
-    Returns:
-        float32 (n, 10).
-    """
-    graphdef, params, model_state = split_model(model)
-    normalization = description["normalization"]
-    images = features.model_input(description, images)
-    return np.asarray(_forward(params, model_state, images, graphdef=graphdef, normalization=normalization))
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "normalization"))
-def _forward(
-    params: Any, model_state: Any, images: jax.Array, *, graphdef: nnx.GraphDef, normalization: str
-) -> jax.Array:
-    model = nnx.merge(graphdef, params, model_state, copy=True)
-    return model(input_pipeline.normalize(images, normalization)).astype(jnp.float32)
-
-
-def classify(model: nnx.Module, description: dict[str, Any], images: np.ndarray) -> np.ndarray:
-    """Probabilities of the classes, float32 (n, 10): the softmax of `logits`, whose arguments it takes."""
-    return np.asarray(jax.nn.softmax(logits(model, description, images)))
 
 
 def describe(probabilities: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:

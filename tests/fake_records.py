@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from fmbench import config as config_lib
-from fmbench import datasets, results
-from fmbench.results import RunRecord
+from fmbench.data import fashion_mnist
+from fmbench.records import schema, store
+from fmbench.records.schema import RunRecord
 
 LABELS = np.repeat(np.arange(10, dtype=np.uint8), 20)
 SHA256 = {"t10k-labels": "0" * 64}
@@ -40,10 +41,10 @@ EPOCH: dict[str, Any] = {
 }
 
 
-def fake_dataset(version: str = VERSION) -> datasets.Dataset:
-    """Stands in for `datasets.load`: test labels and hashes, no images."""
+def fake_dataset(version: str = VERSION) -> fashion_mnist.Dataset:
+    """Stands in for `fashion_mnist.load`: test labels and hashes, no images."""
     nothing = np.zeros((0, 28, 28), np.uint8)
-    return datasets.Dataset(nothing, nothing[:, 0, 0], nothing, LABELS, version, SHA256)
+    return fashion_mnist.Dataset(nothing, nothing[:, 0, 0], nothing, LABELS, version, SHA256)
 
 
 def predictions_with(wrong: int) -> np.ndarray:
@@ -108,7 +109,7 @@ def make_record(
             "test_accuracy": float(correct.mean()),
             "test_top5_accuracy": 0.99,
             "test_per_class_accuracy": correct.reshape(10, -1).mean(axis=1).tolist(),
-            "predictions_sha256": results.predictions_sha256(predictions),
+            "predictions_sha256": schema.predictions_sha256(predictions),
             "setup_seconds": 1.0,
             "compile_seconds": 3.0,
             "compile_cached": False,
@@ -141,5 +142,5 @@ def make_unfinished(status: str, entry: str = "mlp", seed: int = 0, **changes: A
 def publish(record: RunRecord, results_dir: Path, *, wrong: int = 20) -> Path:
     """Writes a record to <results_dir>/runs as a run would, with the predictions of `make_record(wrong=...)`."""
     stem = results_dir / "runs" / record.name
-    results.write(record, predictions_with(wrong) if record.status == "completed" else None, stem)
+    store.write(record, predictions_with(wrong) if record.status == "completed" else None, stem)
     return stem.with_name(f"{record.name}.json")

@@ -1,0 +1,1 @@
+"""What is rendered from records and measurements: pages, tables, pictures."""

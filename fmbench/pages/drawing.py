@@ -1,0 +1,207 @@
+"""The pictures of runs and data; each function returns a figure."""
+
+import itertools
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fmbench.data.fashion_mnist import CLASS_NAMES
+from fmbench.errors import UserError
+from fmbench.records import schema
+from fmbench.system import files
+
+TRAIN, HELD_OUT = "tab:blue", "tab:orange"
+MOST_MAPS, MAPS_PER_ROW = 64, 8
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG of 150 dots per inch or as SVG, by the path's ending; the same bytes every time.
+
+    Raises:
+        UserError: If it cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context({"svg.hashsalt": "fmbench"}), files.atomic_file(path) as file:
+            figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150, metadata={"Date": None})
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the figure ({error.strerror}); name another directory.") from error
+
+
+def titled(title: str, width: float, height: float) -> Figure:
+    """An empty figure of `width` x `height` inches below its title, whose lines are wrapped at the width."""
+    characters = int(9 * width)  # of 12 points
+    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, characters)]
+    figure = Figure(figsize=(width, height + 0.25 * (len(lines) + 1)), layout="constrained")
+    figure.suptitle("\n".join(lines), parse_math=False)  # a file may be called $.png
+    return figure
+
+
+def learning_curves(
+    histories: Sequence[Sequence[schema.Epoch]], title: str, stage_ends: Sequence[int] = ()
+) -> Figure:
+    """Loss above, accuracy below, over epochs: train blue, held-out orange, all runs in the same axes.
+
+    Args:
+        histories: One run's epochs each. Held-out is validation or, where the run watched that, test.
+        title: Above the figure.
+        stage_ends: Epochs after which another stage began, marked by vertical lines.
+    """
+    figure = titled(title, 7, 6)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    watched = "test" if any(epoch.test_loss is not None for epoch in itertools.chain(*histories)) else "validation"
+    for history in histories:
+        epochs = [epoch.epoch for epoch in history]
+        held_out = [
+            (epoch.test_loss, epoch.test_accuracy) if watched == "test" else (epoch.val_loss, epoch.val_accuracy)
+            for epoch in history
+        ]
+        curves = [
+            (upper, TRAIN, [epoch.train_loss for epoch in history]),
+            (lower, TRAIN, [epoch.train_accuracy * 100 for epoch in history]),
+            (upper, HELD_OUT, [math.nan if loss is None else loss for loss, _ in held_out]),
+            (lower, HELD_OUT, [math.nan if accuracy is None else accuracy * 100 for _, accuracy in held_out]),
+        ]
+        for axes, colour, values in curves:
+            if not np.isnan(values).all():
+                # A marker, because a line through a single epoch is invisible.
+                axes.plot(epochs, values, color=colour, marker="o", markersize=2.5, linewidth=1.2, alpha=0.8)
+    for axes, quantity in ((upper, "loss (cross-entropy)"), (lower, "accuracy (%)")):
+        axes.set_ylabel(quantity)
+        axes.grid(alpha=0.3)
+        for epoch in stage_ends:
+            axes.axvline(epoch, color="grey", linestyle="--", linewidth=1)
+    lower.set_xlabel("epoch" + (" (dashed: a stage ends)" if stage_ends else ""))
+    lower.set_xlim(0.5, max((len(history) for history in histories), default=1) + 0.5)
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    # One entry each, however many runs there are.
+    entries = {line.get_color(): line for line in upper.lines if line.get_color() in (TRAIN, HELD_OUT)}
+    names = {TRAIN: "train", HELD_OUT: f"held out ({watched})"}
+    figure.legend(
+        entries.values(),
+        [names[colour] for colour in entries],
+        loc="outside lower center",
+        ncols=len(entries) or 1,
+    )
+    return figure
+
+
+def box_plot(scores: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """A box with whiskers for each name's scores, and the single scores as dots.
+
+    Args:
+        scores: Accuracies in [0, 1] by name; drawn in percent.
+        title: Above the figure.
+    """
+    names = [f"{textwrap.fill(name, 30)}\nn = {len(values)}" for name, values in scores.items()]
+    text_lines = sum(name.count("\n") + 2 for name in names)
+    figure = titled(title, 8, 0.8 + 0.2 * text_lines)
+    axes = figure.subplots()
+    percents = [np.asarray(values) * 100 for values in scores.values()]
+    axes.boxplot(
+        percents,
+        orientation="horizontal",
+        tick_labels=names,
+        widths=0.5,
+        showfliers=False,  # all scores are drawn below
+        medianprops={"color": "black"},
+    )
+    for position, values in enumerate(percents, start=1):
+        axes.plot(values, np.full(len(values), position), "o", color=HELD_OUT, markersize=5, alpha=0.6)
+    axes.invert_yaxis()  # the first name on top
+    axes.set_xlabel("accuracy (%)")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, title: str) -> Figure:
+    """How often each true class (row) was predicted as each class (column); colours are fractions of the row.
+
+    Args:
+        labels: True classes, integers (n,).
+        predictions: Predicted classes, integers (n,).
+        title: Above the figure.
+    """
+    from sklearn import metrics  # takes a second to import
+
+    counts = metrics.confusion_matrix(labels, predictions, labels=range(len(CLASS_NAMES)))
+    # A class without images has a row of zeros, not of 0 / 0.
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = titled(title, 8.5, 7)
+    axes = figure.subplots()
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the true class")
+    for row, column in np.ndindex(counts.shape):
+        colour = "white" if fractions[row, column] > 0.5 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(CLASS_NAMES)), CLASS_NAMES, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(CLASS_NAMES)), CLASS_NAMES)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    return figure
+
+
+def image_grid(images: np.ndarray, captions: Sequence[str], title: str, *, columns: int, inches: float) -> Figure:
+    """Images row by row, each with its caption above.
+
+    Args:
+        images: Grey levels from 0 to 255, (n, 28, 28); n may be less than fills the rows.
+        captions: One for each image, of as many lines as the others.
+        title: Above the figure.
+        columns: Images in a row.
+        inches: Width of an image.
+    """
+    font_size = 72 * inches / 11.5  # so that eleven characters, 'T-shirt/top', are as wide as an image
+    caption_lines = captions[0].count("\n") + 1 if len(captions) else 1
+    cell_height = inches + caption_lines * 1.3 * font_size / 72 + 0.08
+    rows = max(1, math.ceil(len(images) / columns))
+    figure = titled(title, columns * inches * 1.15, rows * cell_height)
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0, "hspace": 0})
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(caption, fontsize=font_size, pad=0.4 * font_size)
+    return figure
+
+
+def activation_maps(image: np.ndarray, maps: np.ndarray, title: str) -> Figure:
+    """An image beside what a convolution made of it, a picture for each channel, all on one scale of colours.
+
+    Args:
+        image: Grey levels from 0 to 255, (28, 28).
+        maps: (height, width, channels), of which the first 64 are drawn.
+        title: Above the figure.
+    """
+    channels = maps.shape[2]
+    shown = min(channels, MOST_MAPS)
+    rows = math.ceil(shown / MAPS_PER_ROW)
+    figure = titled(title, 9.5, 0.7 + 0.85 * rows)
+    left, right = figure.subplots(1, 2, width_ratios=[1, 5])
+    left.imshow(image, cmap="gray", vmin=0, vmax=255)
+    left.set_title("image", fontsize=9)
+    drawn = right.imshow(_mosaic(maps[:, :, :shown]), cmap="viridis")
+    right.set_title(f"maps 1 to {shown} of {channels}, row by row", fontsize=9)
+    figure.colorbar(drawn, ax=right, label="activation")
+    left.set_axis_off()
+    right.set_axis_off()
+    return figure
+
+
+def _mosaic(maps: np.ndarray) -> np.ndarray:
+    """(height, width, channels) -> one picture, eight maps a row, with NaN, which is drawn as nothing, between."""
+    height, width, channels = maps.shape
+    gap = max(1, width // 14)
+    rows = math.ceil(channels / MAPS_PER_ROW)
+    picture = np.full((rows * (height + gap) - gap, MAPS_PER_ROW * (width + gap) - gap), np.nan)
+    for channel in range(channels):
+        row, column = divmod(channel, MAPS_PER_ROW)
+        top, left = row * (height + gap), column * (width + gap)
+        picture[top : top + height, left : left + width] = maps[:, :, channel]
+    return picture

@@ -1,0 +1,77 @@
+"""Generated files: what belongs in them is rendered first, then written or compared with what is there."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fmbench.errors import UserError
+from fmbench.system.files import atomic_file
+
+
+def command_line(name: str, description: str, render: Callable[[Path], Mapping[Path, str]]) -> None:
+    """`python -m fmbench.<name>`: writes the files that `render` makes of a results directory, or compares them.
+
+    Ends the process with 1 if --check finds a difference, with 2 if something given cannot be used.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m fmbench.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 on a difference")
+    arguments = parser.parse_args()
+    try:
+        if not arguments.results_dir.is_dir():
+            raise UserError(f"--results_dir={arguments.results_dir} is not a directory.")
+        files = render(arguments.results_dir)
+        outdated = stale(files)
+        if not arguments.check:
+            write(files)
+    except OSError as error:
+        print(f"fmbench.{name}: {error.filename}: {error.strerror}.", file=sys.stderr)
+        sys.exit(2)
+    except UserError as error:
+        print(f"fmbench.{name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    names = ", ".join(map(str, files))
+    if not arguments.check:
+        print(f"{names} written.")
+    elif outdated:
+        for path in outdated:
+            print(f"{path} is not what the records say; run python -m fmbench.{name}.", file=sys.stderr)
+        sys.exit(1)
+    else:
+        print(f"The records agree with {names}.")
+
+
+def between_marks(path: Path, marks: tuple[str, str], parts: Sequence[str]) -> dict[Path, str]:
+    """The file with `parts`, apart by empty lines, in the place of what stands between its two marks.
+
+    Returns:
+        Path and text; nothing, if there is no such file or it has no marks.
+
+    Raises:
+        UserError: If the marks are not in order.
+    """
+    text = path.read_bytes().decode() if path.exists() else ""
+    if not any(mark in text for mark in marks):
+        return {}
+    before, _, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not end or any(text.count(mark) > 1 for mark in marks):
+        raise UserError(f"{path}: needs {marks[0]} and, below it, {marks[1]}, once each.")
+    return {path: before + "\n\n".join([marks[0], *parts, marks[1]]) + after}
+
+
+def write(files: Mapping[Path, str]) -> None:
+    """Writes every file, each atomically."""
+    for path, text in files.items():
+        with atomic_file(path) as file:
+            file.write(text.encode())
+
+
+def stale(files: Mapping[Path, str]) -> list[Path]:
+    """The files that are missing or not what they should be."""
+    return [path for path, text in files.items() if not path.exists() or path.read_bytes() != text.encode()]

@@ -1,0 +1,203 @@
+"""Draws results/pareto.svg: what accuracy costs, in core-seconds of training on each machine and in parameters.
+
+python -m fmbench.pareto
+"""
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+from fmbench.records.schema import RunRecord
+from fmbench.records.statistics import mean_and_std
+
+LEAST_ACCURACY = 85.0  # percent; below lie mistakes, which would squash the rest
+BLUE, VERMILLION = "#0072b2", "#d55e00"  # of Okabe and Ito, which the colour-blind can tell apart
+FONT_SIZE, SMALL_FONT_SIZE = 9, 7.5
+# Where a label may stand: points right of and above its marker, and how it is aligned there.
+Place = tuple[float, float, str, str]
+PLACES: list[Place] = [
+    (dx, dy, horizontal, vertical)
+    for distance in (5, 12, 20)
+    for dx, dy, horizontal, vertical in (
+        (distance, 0, "left", "center"),
+        (-distance, 0, "right", "center"),
+        (0, -distance, "center", "top"),
+        (0, distance, "center", "bottom"),
+        (distance, -distance, "left", "top"),
+        (-distance, distance, "right", "bottom"),
+        (distance, distance, "left", "bottom"),
+        (-distance, -distance, "right", "top"),
+    )
+]
+
+
+class Point(NamedTuple):
+    """An entry over its seeds."""
+
+    entry: str
+    num_seeds: int
+    accuracy: float  # test, percent, mean
+    std: float | None  # None for a single seed
+    core_seconds: float  # of training, median
+    num_params: int
+    competes: bool  # not, if the costs are a head's alone or an image is classified more than once
+
+
+# Points, what they cost, and its name.
+Panel = tuple[Sequence[Point], Callable[[Point], float], str]
+
+
+def point_of(runs: Sequence[RunRecord]) -> Point:
+    """The point of an entry, from its completed runs over seeds."""
+    first = runs[0]
+    mean, std = mean_and_std([100 * (run.test_accuracy or 0) for run in runs])
+    features = first.config.get("features")  # which older records don't have
+    is_head = bool(features and features["backbone"])
+    has_test_time_augmentation = first.entry.partition("+")[0].endswith("-tta")
+    return Point(
+        entry=first.entry,
+        num_seeds=len(runs),
+        accuracy=mean,
+        std=std,
+        core_seconds=statistics.median(run.train_core_seconds for run in runs),
+        num_params=first.num_params,
+        competes=not is_head and not has_test_time_augmentation,
+    )
+
+
+def front(points: Sequence[Point], cost: Callable[[Point], float]) -> list[Point]:
+    """The competing points that no other beats: those more accurate than all that cost no more, cheapest first."""
+    best: list[Point] = []
+    competing = [point for point in points if point.competes]
+    for point in sorted(competing, key=lambda point: (cost(point), -point.accuracy, point.entry)):
+        if not best or point.accuracy > best[-1].accuracy:
+            best.append(point)
+    return best
+
+
+def draw(conditions: Mapping[str, Sequence[Point]], num_elsewhere: int) -> Figure:
+    """Accuracy over core-seconds, a panel for each condition, and over parameters, all of them in one.
+
+    Args:
+        conditions: Entries on the same data, by the title of their condition. Of an entry in several, the one with
+            the most seeds (of equals, the first) stands over parameters.
+        num_elsewhere: Entries on other data, which are not drawn.
+    """
+    shown = {
+        title: [point for point in points if point.accuracy >= LEAST_ACCURACY]
+        for title, points in conditions.items()
+    }
+    most_seeds: dict[str, Point] = {}
+    for point in itertools.chain.from_iterable(shown.values()):
+        if point.entry not in most_seeds or point.num_seeds > most_seeds[point.entry].num_seeds:
+            most_seeds[point.entry] = point
+    panels: list[Panel] = [
+        (points, _core_seconds, "core-seconds of training (median)") for points in shown.values()
+    ]
+    panels.append((list(most_seeds.values()), _num_params, "parameters"))
+    # 900 pixels wide, as a README shows it
+    figure = Figure(figsize=(9.4, 4.2 * len(panels)), layout="constrained")
+    all_axes = figure.subplots(len(panels), 1)
+    for axes, (points, cost, name) in zip(all_axes, panels, strict=True):
+        _draw_panel(axes, points, cost, name)
+    for axes, title in zip(all_axes, shown, strict=False):  # the last panel is of all conditions
+        axes.set_title(title, fontsize=FONT_SIZE)
+        axes.sharex(all_axes[0])
+    num_below = sum(map(len, conditions.values())) - sum(map(len, shown.values()))
+    figure.supxlabel(_caption(num_below, num_elsewhere), fontsize=SMALL_FONT_SIZE)
+    figure.draw_without_rendering()  # lays out: from here on the places of points and labels are known
+    for axes, (points, cost, _) in zip(all_axes, panels, strict=True):
+        _label(axes, points, cost)
+    return figure
+
+
+def _core_seconds(point: Point) -> float:
+    return point.core_seconds
+
+
+def _num_params(point: Point) -> float:
+    return point.num_params
+
+
+def _caption(num_below: int, num_elsewhere: int) -> str:
+    lines = [
+        "Test accuracy after the last epoch: mean over seeds, with ± standard deviation where there are several.",
+        "The line is the front: no other entry is as accurate for less. Hollow points do not compete: heads on a\n"
+        "frozen net, whose costs are the head's alone, and test-time augmentation.",
+    ]
+    if num_below:
+        lines.append(f"Not drawn: {num_below} below {LEAST_ACCURACY:g} %.")
+    if num_elsewhere:
+        lines.append(f"Not drawn: {num_elsewhere} trained on other data.")
+    return "\n".join(lines)
+
+
+def _draw_panel(axes: Axes, points: Sequence[Point], cost: Callable[[Point], float], name: str) -> None:
+    best = front(points, cost)
+    axes.step(
+        [cost(point) for point in best],
+        [point.accuracy for point in best],
+        where="post",
+        color=VERMILLION,
+        linewidth=1.2,
+        zorder=1,
+    )
+    for point in points:
+        axes.errorbar(
+            cost(point),
+            point.accuracy,
+            yerr=point.std,
+            fmt="o",
+            color=BLUE,
+            markerfacecolor=BLUE if point.competes else "white",
+            markersize=5,
+            capsize=2,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(x=0.1, y=0.1)
+    axes.set_xlabel(name, fontsize=FONT_SIZE)
+    axes.set_ylabel("test accuracy (%)", fontsize=FONT_SIZE)
+    axes.tick_params(labelsize=FONT_SIZE - 1)
+    axes.grid(alpha=0.3)
+
+
+def _label(axes: Axes, points: Sequence[Point], cost: Callable[[Point], float]) -> None:
+    """Writes each entry's name inside the panel, where it covers the least of points, front and other names."""
+    pixels = axes.transData.transform
+    taken = []
+    for point in points:
+        x, low = pixels((cost(point), point.accuracy - (point.std or 0)))
+        _, high = pixels((cost(point), point.accuracy + (point.std or 0)))
+        taken.append(Bbox.from_extents(x - 4, low - 4, x + 4, high + 4))
+    for here, there in itertools.pairwise(front(points, cost)):
+        corner = (cost(there), here.accuracy)
+        taken.append(Bbox([pixels((cost(here), here.accuracy)), pixels(corner)]).padded(1))
+        taken.append(Bbox([pixels(corner), pixels((cost(there), there.accuracy))]).padded(1))
+    for point in sorted(points, key=lambda point: (-point.accuracy, point.entry)):
+        label = axes.annotate(
+            point.entry,
+            (cost(point), point.accuracy),
+            (0, 0),
+            textcoords="offset points",
+            fontsize=SMALL_FONT_SIZE,
+        )
+        badness = [_badness(_move(label, place), axes.bbox, taken) for place in PLACES]
+        taken.append(_move(label, PLACES[badness.index(min(badness))]))
+
+
+def _move(label: Annotation, place: Place) -> Bbox:
+    """Puts the label there and returns what it covers, in pixels."""
+    label.set(position=place[:2], horizontalalignment=place[2], verticalalignment=place[3])
+    return label.get_window_extent()
+
+
+def _badness(box: Bbox, panel: Bbox, taken: Sequence[Bbox]) -> int:
+    is_inside = panel.contains(box.x0, box.y0) and panel.contains(box.x1, box.y1)
+    return box.count_overlaps(taken) + (0 if is_inside else len(taken))

@@ -1,0 +1,359 @@
+"""The page results/throughput.md: the measurements in tables, and the targets that they meet or miss."""
+
+import statistics
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from fmbench.errors import UserError
+from fmbench.system import files
+from fmbench.throughput.measurements import (
+    YARDSTICK,
+    Conditions,
+    Measurements,
+    ModelThroughput,
+    Overheads,
+    Row,
+    Sweep,
+    Variant,
+    infer_speeds,
+    json_path,
+    median,
+    train_speeds,
+)
+
+
+def write(measurements: Measurements, results_dir: Path) -> None:
+    """Writes <results_dir>/throughput.json and .md, each atomically.
+
+    Raises:
+        UserError: If they cannot be written there.
+    """
+    Measurements.model_validate(measurements.model_dump())
+    json_text = measurements.model_dump_json(indent=1) + "\n"
+    try:
+        results_dir.mkdir(parents=True, exist_ok=True)
+        for path, text in {json_path(results_dir): json_text, md_path(results_dir): render(measurements)}.items():
+            with files.atomic_file(path) as file:
+                file.write(text.encode())
+    except OSError as error:
+        raise UserError(f"{results_dir}: cannot write the measurements ({error.strerror}).") from error
+
+
+def md_path(results_dir: Path) -> Path:
+    return results_dir / "throughput.md"
+
+
+# Targets.
+
+
+class SpeedTarget(NamedTuple):
+    """Training of `model`: the best of `ours` divided by the best of `peers`, which all have to be there."""
+
+    model: str
+    ours: tuple[Variant, ...]
+    peers: tuple[Variant, ...]
+    least: float
+    jax: str = ""  # measured with this series of jax; any, if empty
+
+
+class RunTarget(NamedTuple):
+    """A property of the warm run of an entry."""
+
+    entry: str
+    text: str
+    field: str  # of `Run`
+    unit: Literal["s", "%"]
+    bound: float
+    at_most: bool
+
+
+ENTRIES = ("mlp", "fc-b", "baseline", "cnn1", "cnn2", "cnn3", "cnn4", "vgg_like", "resnet-20-paper")
+BOTH_DTYPES: tuple[Variant, ...] = (("fmbench", "float32"), ("fmbench", "bfloat16"))
+FLAX: Variant = ("stock Flax", "float32")
+TORCH: tuple[Variant, ...] = (("PyTorch eager", "float32"), ("PyTorch compile", "float32"))
+LIBRARIES: tuple[Variant, ...] = (*TORCH, ("Keras", "float32"))
+TORCH_BFLOAT16: tuple[Variant, ...] = (("PyTorch eager", "bfloat16"), ("PyTorch compile", "bfloat16"))
+
+SPEED_TARGETS = (
+    SpeedTarget("vgg_like", (YARDSTICK,), (FLAX,), 2.5, jax="0.12"),
+    SpeedTarget("vgg_like", (YARDSTICK,), (FLAX,), 3.0, jax="0.10"),
+    SpeedTarget("vgg_like", (YARDSTICK,), (("PyTorch eager", "float32"),), 1.3),
+    SpeedTarget("vgg_like", (YARDSTICK,), (("Keras", "float32"),), 1.2),
+    SpeedTarget("vgg_like", BOTH_DTYPES, TORCH_BFLOAT16, 1.0),
+    *(SpeedTarget(entry, (YARDSTICK,), LIBRARIES, 1.0) for entry in ENTRIES),
+    SpeedTarget("speedrun-94", (YARDSTICK,), TORCH, 1.0),
+    SpeedTarget("mlp", (YARDSTICK,), (FLAX, *LIBRARIES), 1.5),
+)
+RUN_TARGETS = (
+    RunTarget("mlp", "start to first step, caches warm", "first_step_seconds", "s", 4.0, at_most=True),
+    RunTarget("vgg_like", "wall time inside training steps", "train_share", "%", 0.97, at_most=False),
+    RunTarget(
+        "vgg_like", "wall time inside training and evaluation steps", "steps_share", "%", 0.97, at_most=False
+    ),
+)
+
+
+def _speed_target_line(target: SpeedTarget, measurements: Measurements) -> str:
+    value = _speed_ratio(target, measurements)
+    met = None if value is None else value >= target.least
+    ours = "fmbench in float32" if target.ours == (YARDSTICK,) else "fmbench in its better dtype"
+    condition = f", on jax {target.jax}" if target.jax else ""
+    cells = [
+        f"{target.model}: {ours} / {_names(target.peers)}{condition}",
+        f"≥ {target.least:.1f}x",
+        _times(value),
+        _verdict(met),
+    ]
+    return _line(cells)
+
+
+def _speed_ratio(target: SpeedTarget, measurements: Measurements) -> float | None:
+    """None unless all variants were measured: to beat some of the peers is not to beat the best of them."""
+    model = measurements.models.get(target.model)
+    if model is None:
+        return None
+    if target.jax and not model.conditions.environment.versions["jax"].startswith(f"{target.jax}."):
+        return None
+    best = []
+    for variants in (target.ours, target.peers):
+        rows = [row for variant in variants if (row := model.find(variant))]
+        if len(rows) < len(variants):
+            return None
+        best.append(max(statistics.median(row.train_images_per_sec) for row in rows))
+    return best[0] / best[1]
+
+
+def _run_target_line(target: RunTarget, measurements: Measurements) -> str:
+    runs = measurements.overheads.runs if measurements.overheads else []
+    warm = [run for run in runs if run.entry == target.entry and run.compile_cache == "warm"]
+    value: float | None = getattr(warm[0], target.field) if warm else None
+    met = None if value is None else (value < target.bound if target.at_most else value >= target.bound)
+    show = _percent if target.unit == "%" else _seconds
+    bound = f"{'<' if target.at_most else '≥'} {show(target.bound)} {target.unit}"
+    measured = "-" if value is None else f"{show(value)} {target.unit}"
+    return _line([f"{target.entry}: {target.text}", bound, measured, _verdict(met)])
+
+
+def _verdict(met: bool | None) -> str:
+    return {True: "met", False: "**missed**", None: "-"}[met]
+
+
+def _names(variants: tuple[Variant, ...]) -> str:
+    """'the best of Keras, PyTorch eager in float32', for variants of one dtype."""
+    names = ", ".join(system for system, _ in variants)
+    return f"{'the best of ' if len(variants) > 1 else ''}{names} in {variants[0][1]}"
+
+
+# Rendering.
+
+HOW_MEASURED = """\
+How many images per second the models of this repository train on and classify, in fmbench and, the same nets,
+in other systems, on one machine. Each system is a process of its own. All start from the same weights and must
+have the same number of parameters and give the same logits before they are timed; one that does not, or fails,
+says so in its row. Then they take turns: in each round every system trains for some seconds on shuffled rows of
+the real train set (gather, normalise, forward, backward with dropout, update) and classifies for half as long,
+while the others wait; the order changes from round to round. Numbers are medians over the rounds with
+(min-max). "fmbench is" says how many times as fast fmbench in float32 is, as the ratio of medians of the same
+run. Core-seconds are processor time, which a busy machine does not stretch. FLOP/s are the FLOPs that XLA
+counts in fmbench's training step times the speed; their share is of what a 2048 x 2048 matrix product in the
+row's dtype reached on the machine. Peak memory is the process's. Compile time is cold and, where a system keeps
+compiled programs between processes, warm.
+
+Why the numbers are what they are, and what was tried: [docs/speed.md](../docs/speed.md). Generated from
+`throughput.json` by `python -m fmbench.benchmark --peers=torch,keras`, after `benchmarks/setup_peers.sh`. Parts
+measured at different times say so."""
+
+
+def render(measurements: Measurements) -> str:
+    """The text of throughput.md."""
+    parts = ["# Throughput", HOW_MEASURED, "## Targets", _targets_table(measurements)]
+    for name, model in sorted(measurements.models.items()):
+        parts += [f"## {name}", _model_conditions(name, model), _model_table(model)]
+    if measurements.overheads:
+        parts += ["## Overheads", OVERHEADS_TEXT, _overheads_table(measurements.overheads)]
+    if measurements.batch_sizes:
+        parts += ["## Batch sizes", "fmbench's training, float32.", _sweep_table(measurements.batch_sizes)]
+    if measurements.dataset_sizes:
+        parts += ["## Sizes of the data set", DATASET_SIZES_TEXT, _sweep_table(measurements.dataset_sizes)]
+    parts += ["## Versions and machines", _versions(measurements)]
+    return "\n\n".join(parts) + "\n"
+
+
+OVERHEADS_TEXT = """\
+Whole runs of `python -m fmbench.main`: where the time went. Shares are of the record's wall time, which begins
+when Python and the libraries are loaded; the process's includes that. The first step is counted from the start
+of the process."""
+
+DATASET_SIZES_TEXT = "fmbench's training, float32, with the 60,000 train images in memory as many times as said."
+
+
+def _targets_table(measurements: Measurements) -> str:
+    lines = ["| | target | measured | |", "|:--|--:|--:|:--|"]
+    lines += [_speed_target_line(target, measurements) for target in SPEED_TARGETS]
+    lines += [_run_target_line(target, measurements) for target in RUN_TARGETS]
+    return "\n".join(lines)
+
+
+def _model_conditions(name: str, model: ModelThroughput) -> str:
+    yardstick = model.find(YARDSTICK)
+    facts = [
+        f"[{name}](../{model.config_file})",
+        f"batch {model.batch_size:,}, inference {model.infer_batch_size:,}",
+    ]
+    if yardstick and yardstick.num_params:
+        facts.append(f"{yardstick.num_params:,} parameters")
+    if model.flops_per_image:
+        facts.append(f"{model.flops_per_image / 1e6:,.1f} MFLOPs per image and training step")
+    facts.append(f"{model.conditions.rounds} rounds of {model.conditions.seconds:g} s")
+    matmul = model.conditions.matmul_flops_per_sec
+    facts.append(
+        f"matrix products {', '.join(f'{_giga(matmul[dtype])} GFLOP/s {dtype}' for dtype in sorted(matmul))}"
+    )
+    return "; ".join(facts) + "."
+
+
+def _model_table(model: ModelThroughput) -> str:
+    lines = [
+        "| system | training, images/s | fmbench is | inference, images/s | fmbench is | core-s / 1,000 images "
+        "| GFLOP/s | of matmul, % | peak memory, MB | compile cold / warm, s | logits differ by |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in model.rows:
+        name = f"{row.system} {row.dtype}"
+        if row.failure is not None:
+            lines.append(_line([name, _failure(row), *[""] * 9]))
+            continue
+        compiling = [row.compile_seconds_cold, row.compile_seconds_warm]
+        cells = [
+            f"**{name}**" if row.variant == YARDSTICK else name,
+            _spread(row.train_images_per_sec),
+            _times(model.ratio(row, train_speeds)),
+            _spread(row.infer_images_per_sec),
+            _times(model.ratio(row, infer_speeds)),
+            _number(median(row.train_core_seconds_per_1000)),
+            _giga(model.flops_per_sec(row)),
+            _percent(model.matmul_share(row)),
+            _megabytes(row.peak_memory_bytes),
+            " / ".join(_seconds(seconds) for seconds in compiling),
+            "-" if row.max_logit_difference is None else f"{row.max_logit_difference:.0e}",
+        ]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _overheads_table(overheads: Overheads) -> str:
+    lines = [
+        "| run | compile cache | first step, s | process, s | wall, s | training, % | evaluation, % "
+        "| checkpoints, % | compile, % | set-up, % |",
+        "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for run in overheads.runs:
+        parts = (
+            run.train_seconds,
+            run.eval_seconds,
+            run.checkpoint_seconds,
+            run.compile_seconds,
+            run.setup_seconds,
+        )
+        cells = [
+            f"{run.entry}, {run.num_epochs} epoch{'s' if run.num_epochs > 1 else ''}",
+            run.compile_cache,
+            _seconds(run.first_step_seconds),
+            _seconds(run.process_seconds),
+            _seconds(run.wall_seconds),
+            *(_percent(seconds / run.wall_seconds) for seconds in parts),
+        ]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _sweep_table(sweep: Sweep) -> str:
+    lines = [
+        "| model | batch size | copies | training, images/s | core-s / 1,000 images | peak memory, MB |",
+        "|:--|--:|--:|--:|--:|--:|",
+    ]
+    for row in sweep.rows:
+        cells = [
+            row.model,
+            f"{row.batch_size:,}",
+            str(row.copies),
+            _spread(row.train_images_per_sec) if row.failure is None else _failure(row),
+            _number(median(row.train_core_seconds_per_1000)),
+            _megabytes(row.peak_memory_bytes),
+        ]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _versions(measurements: Measurements) -> str:
+    """Who was measured when and where; parts that share all of that share an item."""
+    conditions = {name: model.conditions for name, model in sorted(measurements.models.items())}
+    for name in ("overheads", "batch_sizes", "dataset_sizes"):
+        if section := getattr(measurements, name):
+            conditions[name.replace("_", " ")] = section.conditions
+    places: dict[str, list[str]] = {}
+    for name, condition in conditions.items():
+        places.setdefault(_describe(condition), []).append(name)
+    lines = [f"- {', '.join(names)}: {place}" for place, names in places.items()]
+    systems: dict[str, list[str]] = {}
+    for name, model in sorted(measurements.models.items()):
+        for row in model.rows:
+            if row.description:
+                line = f"{row.system}, {row.dtype}: {row.description} ({_version_list(row.versions)})"
+                systems.setdefault(line, []).append(name)
+    lines += [f"- {line}: {', '.join(names)}" for line, names in systems.items()]
+    return "\n".join(lines) if lines else "Nothing measured yet."
+
+
+def _describe(conditions: Conditions) -> str:
+    environment = conditions.environment
+    commit = (environment.git_commit or "no commit")[:12]
+    changed = "" if environment.git_dirty is False else ", with changes"
+    return (
+        f"{conditions.created[:10]}, {environment.cpu} ({environment.cpu_cores} cores), "
+        f"{environment.operating_system}, Python {environment.python}, {_version_list(environment.versions)}; "
+        f"commit {commit}{changed}"
+    )
+
+
+def _version_list(versions: dict[str, str]) -> str:
+    return ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _failure(row: Row) -> str:
+    reason = (row.failure or "").replace("|", "\\|")  # which would end the cell
+    return f"failed: {reason}"
+
+
+def _spread(numbers: list[float]) -> str:
+    if not numbers:
+        return "-"
+    return f"{statistics.median(numbers):,.0f} ({min(numbers):,.0f}-{max(numbers):,.0f})"
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
+def _number(number: float | None) -> str:
+    return "-" if number is None else f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:,.1f}"
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _giga(number: float | None) -> str:
+    return _number(None if number is None else number / 1e9)
+
+
+def _megabytes(number: int | None) -> str:
+    return "-" if number is None else f"{number / 1e6:,.0f}"

@@ -1,0 +1,177 @@
+"""A run's record: its fields, what is checked of them, and its name."""
+
+import hashlib
+import re
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fmbench.data import proof
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+Status = Literal["completed", "interrupted", "diverged"]
+Watched = Literal["validation", "test"]
+TARGETS = ("90", "92", "94")  # percent; the keys of time_to_target
+
+
+class _Strict(BaseModel):
+    """No unknown fields, no silent conversion, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class Environment(_Strict):
+    """Where the numbers come from."""
+
+    device_platform: str  # cpu, gpu, tpu
+    device_kind: str  # processor or accelerator model
+    num_devices: Count
+    num_processes: Count
+    cpu: str
+    cpu_cores: Count
+    operating_system: str
+    python: str
+    versions: dict[str, str]  # package -> version
+    xla_flags: str
+    git_commit: str | None
+    git_dirty: bool | None  # anything changed outside results/
+
+
+class Epoch(_Strict):
+    """One epoch of the history. `train_*` is the mean over the epoch's steps, dropout and all."""
+
+    epoch: Count  # 1 for the first
+    step: Count  # steps done at its end
+    learning_rate: float
+    train_loss: float
+    train_accuracy: Fraction
+    train_seconds: Seconds  # of this epoch alone
+    train_core_seconds: Seconds
+    train_images_per_sec: float
+    val_loss: float | None = None
+    val_accuracy: Fraction | None = None
+    test_loss: float | None = None  # only where the config watches the test set
+    test_accuracy: Fraction | None = None
+
+
+class StageResult(_Strict):
+    """A stage of the run, and the state at its end."""
+
+    name: str
+    num_epochs: Count  # done
+    learning_rate: float  # peak
+    augment: dict[str, float]  # strengths, as the config has them
+    train_seconds: Seconds
+    train_core_seconds: Seconds
+    val_accuracy: Fraction | None
+    test_accuracy: Fraction
+
+
+class RunRecord(_Strict):
+    """A run's record; keys are the field's terms, seconds are wall seconds, fractions lie in [0, 1]."""
+
+    schema_version: Literal[1]
+    status: Status
+    created: str  # UTC, ISO 8601
+    entry: str
+    config_file: str
+    config: dict[str, Any]
+    seed: Count
+    dtype: str
+    parallel: str
+    steps_per_call: Count
+    batch_size: Count
+
+    model: str
+    num_params: Count  # with the batch norms' running statistics, as Keras counts
+    num_trainable_params: Count
+    flops_per_image: float  # of a training step
+
+    data_version: str
+    data_sha256: dict[str, str]
+    num_train: Count
+    num_validation: Count
+    num_test: Count
+    watched: Watched | None  # split evaluated after each epoch
+
+    num_epochs: Count  # done
+    num_steps: Count  # done
+    num_resumes: Count
+    train_loss: float | None
+    train_accuracy: Fraction | None
+    val_loss: float | None
+    val_accuracy: Fraction | None
+    test_loss: float | None
+    test_accuracy: Fraction | None
+    test_top5_accuracy: Fraction | None
+    test_per_class_accuracy: list[Fraction] | None
+    predictions_sha256: str | None  # of the bytes of the predicted classes, uint8, in idx order
+
+    # From the start of the process, the last one if there were several, to the end of its first step.
+    first_step_seconds: Seconds | None = None
+    setup_seconds: Seconds  # data, model, restore
+    compile_seconds: Seconds
+    compile_cached: bool  # programs came from the persistent cache
+    train_seconds: Seconds
+    eval_seconds: Seconds
+    checkpoint_seconds: Seconds
+    train_core_seconds: Seconds
+    eval_core_seconds: Seconds
+    wall_seconds: Seconds  # all of it, over all resumes
+    train_images_per_sec: float | None  # steady state: median over epochs
+    eval_images_per_sec: float | None
+    step_time_ms: float | None  # steady state
+    peak_memory_bytes: Count
+    time_to_target: dict[str, Seconds | None]  # "94" -> train seconds to 94 % on the watched split
+
+    history: list[Epoch]
+    stages: list[StageResult] = []  # those that were finished
+    environment: Environment
+
+    @field_validator("time_to_target")
+    @classmethod
+    def _has_all_targets(cls, seconds: dict[str, Seconds | None]) -> dict[str, Seconds | None]:
+        if set(seconds) != set(TARGETS):
+            raise ValueError(f"the targets are {', '.join(TARGETS)}")
+        return seconds
+
+    @model_validator(mode="after")
+    def _completed_means_tested(self) -> "RunRecord":
+        if self.status == "completed":
+            for field in ("test_accuracy", "test_per_class_accuracy", "predictions_sha256"):
+                if getattr(self, field) is None:
+                    raise ValueError(f"{field} is missing from a completed run")
+        return self
+
+    @model_validator(mode="after")
+    def _agrees_with_its_config(self) -> "RunRecord":
+        for field in ("entry", "config_file", "seed", "dtype", "parallel", "batch_size"):
+            if self.config.get(field) != getattr(self, field):
+                raise ValueError(f"{field} is {getattr(self, field)}, but config.{field} {self.config.get(field)}")
+        if self.num_epochs > self.config.get("num_epochs", 0):
+            raise ValueError(f"num_epochs is {self.num_epochs}, more than config.num_epochs")
+        return self
+
+    @property
+    def name(self) -> str:
+        """File name without ending; a run on the old data never takes the name of one on the standard data."""
+        name = record_name(self.entry, self.environment, self.dtype, self.seed)
+        return f"{name}-old" if self.data_version == proof.OLD else name
+
+
+def record_name(entry: str, environment: Environment, dtype: str, seed: int) -> str:
+    """<entry>-<device>-<dtype>-seed<k>, with the number of devices if there are several."""
+    device = environment.device_platform
+    if device != "cpu":
+        device = re.sub(r"[^a-z0-9]+", "-", environment.device_kind.lower()).strip("-")
+    if environment.num_devices > 1:
+        device += f"-x{environment.num_devices}"
+    return f"{entry}-{device}-{dtype}-seed{seed}"
+
+
+def predictions_sha256(predictions: np.ndarray) -> str:
+    """The hash that ties a record to its predictions, (n,) uint8."""
+    return hashlib.sha256(predictions.astype(np.uint8).tobytes()).hexdigest()

@@ -1,0 +1,162 @@
+"""Records on disk: written and published, read and proven."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from fmbench.data import fashion_mnist, proof
+from fmbench.errors import UserError
+from fmbench.records.schema import RunRecord, predictions_sha256
+from fmbench.system.files import atomic_file
+
+
+def check_writable(results_dir: Path) -> None:
+    """Looks before a run whether its record will find a place.
+
+    Raises:
+        UserError: If the directory is a file, or cannot be made or written to.
+    """
+    nearest = next(path for path in (results_dir / "runs", *(results_dir / "runs").parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"--results_dir={results_dir} cannot be written to ({nearest}); name another one.")
+
+
+def write(record: RunRecord, predictions: np.ndarray | None, stem: Path) -> None:
+    """Writes <stem>.json and, if there are predictions, <stem>.npy, each atomically.
+
+    Raises:
+        UserError: If they cannot be written there.
+    """
+    RunRecord.model_validate(record.model_dump())
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        if predictions is not None:
+            with atomic_file(stem.with_name(stem.name + ".npy")) as file:
+                np.save(file, predictions.astype(np.uint8), allow_pickle=False)
+        with atomic_file(stem.with_name(stem.name + ".json")) as file:
+            file.write(record.model_dump_json(indent=1).encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"{stem}.json: cannot write the record ({error.strerror}).") from error
+
+
+def publish(stem: Path, results_dir: Path) -> RunRecord:
+    """Copies the record <stem>.json and its predictions to <results_dir>/runs, under the record's name.
+
+    The record of a run that was not completed replaces none that was. Next to the first record on an old data
+    set go its true test labels, to <results_dir>/labels: others cannot fetch them.
+    """
+    record = read(stem.with_name(stem.name + ".json"))
+    target = results_dir / "runs" / f"{record.name}.json"
+    predictions = None
+    if record.status == "completed":
+        predictions = read_predictions(record, stem.with_name(stem.name + ".npy"))
+        if record.data_version == proof.OLD:
+            _publish_labels(record, results_dir)
+    elif target.exists() and read(target).status == "completed":
+        return record
+    write(record, predictions, target.with_name(record.name))
+    return record
+
+
+def read(path: Path) -> RunRecord:
+    """Reads and validates a record.
+
+    Raises:
+        UserError: If the file cannot be read or is no valid record; names the file and the field.
+    """
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the record ({error.strerror}).") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UserError(
+            f"{path}: not a valid record, field '{field}': {first['msg']}. Delete it and run the entry again."
+        ) from error
+
+
+def read_predictions(record: RunRecord, path: Path) -> np.ndarray:
+    """Reads a record's predicted classes, uint8 (num_test,), and proves that they are the record's.
+
+    Raises:
+        UserError: If the file is missing, broken or another run's.
+    """
+    predictions = _read_array(path, "the predictions")
+    is_array_of_classes = predictions.dtype == np.uint8 and predictions.shape == (record.num_test,)
+    if not is_array_of_classes or predictions_sha256(predictions) != record.predictions_sha256:
+        raise UserError(f"{path}: not the predictions of {path.stem}.json; run the entry again.")
+    return predictions
+
+
+def read_labels(record: RunRecord, results_dir: Path) -> np.ndarray:
+    """Reads the true test labels that were published with a record on the old data, uint8 (num_test,).
+
+    Raises:
+        UserError: If the file is missing, broken or not the labels whose hash the record has.
+    """
+    path = _labels_path(record, results_dir)
+    labels = _read_array(path, "the true labels")
+    if labels.shape != (record.num_test,) or proof.sha256(labels) != record.data_sha256["t10k-labels"]:
+        raise UserError(f"{path}: not the labels its name says; delete it and run {record.entry} again.")
+    return labels
+
+
+def _publish_labels(record: RunRecord, results_dir: Path) -> None:
+    path = _labels_path(record, results_dir)
+    if path.exists():
+        return
+    dataset = fashion_mnist.load(record.config["data"]["source"], record.config["data"]["dir"])
+    if dataset.sha256 != record.data_sha256:
+        raise UserError(f"{record.config['data']['dir']} no longer holds the data of {record.name}; run it again.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            np.save(file, dataset.test_labels, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the true labels ({error.strerror}).") from error
+
+
+def _labels_path(record: RunRecord, results_dir: Path) -> Path:
+    return results_dir / "labels" / f"{record.data_sha256['t10k-labels']}.npy"
+
+
+def _read_array(path: Path, what: str) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # NumPy raises many kinds for a damaged file
+        raise UserError(f"{path}: cannot read {what} ({error}).") from error
+
+
+def read_all(results_dir: Path) -> dict[Path, RunRecord]:
+    """All records of <results_dir>/runs by path, in the order of their names.
+
+    Raises:
+        UserError: As `read`, or if a record's name is not what its content says.
+    """
+    records = {}
+    for path in sorted((results_dir / "runs").glob("*.json")):
+        records[path] = read(path)
+        if path.stem != records[path].name:
+            raise UserError(f"{path}: its content says {records[path].name}; a record must keep its name.")
+    return records
+
+
+def read_run(workdir: Path) -> tuple[RunRecord, fashion_mnist.Dataset]:
+    """The record of a completed run and the data it was made on.
+
+    Raises:
+        UserError: If there is no completed run, or other data.
+    """
+    if not (workdir / "record.json").exists():
+        raise UserError(f"{workdir} holds no record; name the work directory of a completed run.")
+    record = read(workdir / "record.json")
+    if record.status != "completed":
+        raise UserError(f"{workdir} holds a run that is {record.status}; complete it first.")
+    dataset = fashion_mnist.load(record.config["data"]["source"], record.config["data"]["dir"])
+    if dataset.sha256 != record.data_sha256:
+        raise UserError(f"{workdir} holds a run on data of version {record.data_version}, not {dataset.version}.")
+    return record, dataset

@@ -1,0 +1,1 @@
+"""What lies between fmbench and the operating system."""

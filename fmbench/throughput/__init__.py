@@ -1,0 +1,1 @@
+"""Systems measured in turn, a process each."""

@@ -1,0 +1,169 @@
+"""What is measured of throughput, section by section."""
+
+import contextlib
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from fmbench import config
+from fmbench.data import fashion_mnist
+from fmbench.records import machine
+from fmbench.records.schema import Environment
+from fmbench.throughput.measurements import Conditions, Dtype, Measurements, ModelThroughput, Row, Sweep
+from fmbench.throughput.race import compare_nets, make_entrant, race, save_weights
+from fmbench.throughput.workers import System, choose_systems, fresh_caches, say
+
+BATCH_SIZE_CONFIGS = ("configs/cnn1.py", "configs/mlp.py")
+BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
+DATASET_SIZE_CONFIG = "configs/mlp.py"
+COPIES = (1, 4, 16)
+
+Result = TypeVar("Result")
+
+
+def load_config(spec: str) -> config_dict.ConfigDict:
+    """The named and checked config of 'configs/resnet.py:20'."""
+    return config.finalize(config.load_file(spec), spec)
+
+
+# Measuring.
+
+
+class Setting(NamedTuple):
+    """What all measurements of one call share."""
+
+    conditions: Conditions
+    scratch: Path
+    environ: dict[str, str]  # of the workers
+
+
+def merge(
+    measurements: Measurements, *, models: dict[str, ModelThroughput] | None = None, **sections: Any
+) -> Measurements:
+    """The measurements with new sections and models in the place of the old ones."""
+    together = dict(sorted((measurements.models | (models or {})).items()))
+    return measurements.model_copy(update={"models": together, **sections})
+
+
+def prepare(scratch: Path, rounds: int, seconds: float) -> Setting:
+    """Puts the train set where every worker can read it, and describes the machine.
+
+    The workers get a cache of compiled programs of their own, empty at first.
+    """
+    dataset = fashion_mnist.load("tfds", None)
+    np.save(scratch / "images.npy", dataset.train_images.reshape(len(dataset.train_images), -1))
+    np.save(scratch / "labels.npy", dataset.train_labels.astype(np.int32))
+    say("measuring what the machine reaches in matrix products")
+    environment, matmul = _in_fresh_process(describe_machine)
+    conditions = Conditions(
+        created=machine.now(),
+        environment=environment,
+        matmul_flops_per_sec=matmul,
+        rounds=rounds,
+        seconds=seconds,
+    )
+    return Setting(conditions, scratch, fresh_caches(scratch / "cache"))
+
+
+def _in_fresh_process(function: Callable[[], Result]) -> Result:
+    """Calls a function where its threads and, on accelerators, its memory take nothing from the workers."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function).result()
+
+
+def describe_machine() -> tuple[Environment, dict[Dtype, float]]:
+    """The machine, and the FLOP/s of a 2048 x 2048 matrix product on all cores, for each dtype."""
+    size, repetitions = 2048, 10
+    product = jax.jit(lambda x: jnp.dot(x, x, preferred_element_type=jnp.float32))
+    matrix = np.random.default_rng(0).standard_normal((size, size), np.float32)
+
+    def flops_per_sec(x: Any, function: Any) -> float:
+        function(x)
+        seconds = []
+        for _ in range(repetitions):
+            start = time.perf_counter()
+            function(x)
+            seconds.append(time.perf_counter() - start)
+        return 2 * size**3 / statistics.median(seconds)
+
+    def on_device(dtype: Dtype) -> float:
+        return flops_per_sec(jnp.asarray(matrix, dtype), lambda x: product(x).block_until_ready())
+
+    # NumPy's BLAS may be faster than XLA.
+    return machine.environment(), {
+        "float32": max(on_device("float32"), flops_per_sec(matrix, lambda x: x @ x)),
+        "bfloat16": on_device("bfloat16"),
+    }
+
+
+def now(conditions: Conditions) -> Conditions:
+    return conditions.model_copy(update={"created": machine.now()})
+
+
+# The sections.
+
+
+def measure_model(
+    run_config: config_dict.ConfigDict, spec: str, systems: Sequence[System], setting: Setting
+) -> ModelThroughput:
+    """Races the systems on one model; the first of them is the yardstick."""
+    say(f"{run_config.entry}: {', '.join(system.title for system in systems)}")
+    weights = setting.scratch / f"{run_config.entry}.npz"
+    entrants = [make_entrant(system, run_config, spec, setting.scratch, weights=weights) for system in systems]
+    with contextlib.ExitStack() as stack:
+        for entrant in entrants:
+            stack.callback(entrant.stop)
+        save_weights(systems[0], spec, weights, setting.environ)
+        for entrant in entrants:
+            entrant.start(setting.environ)
+        compare_nets(entrants)
+        for entrant in entrants:
+            entrant.time_compile(setting.environ)
+        race(entrants, setting.conditions.rounds, setting.conditions.seconds, infer=True)
+        rows = [entrant.finish() for entrant in entrants]
+    return ModelThroughput(
+        conditions=now(setting.conditions),
+        config_file=run_config.config_file,
+        batch_size=run_config.batch_size,
+        infer_batch_size=run_config.eval_batch_size,
+        flops_per_image=entrants[0].flops_per_image or None,  # 0 where XLA does not count
+        rows=rows,
+    )
+
+
+def measure_batch_sizes(setting: Setting) -> Sweep:
+    """Trains with other batch sizes, in fmbench."""
+    rows = []
+    for spec in BATCH_SIZE_CONFIGS:
+        rows += _sweep(spec, setting, [{"batch_size": batch_size} for batch_size in BATCH_SIZES])
+    return Sweep(conditions=now(setting.conditions), rows=rows)
+
+
+def measure_dataset_sizes(setting: Setting) -> Sweep:
+    """Trains with the train set several times in memory, in fmbench."""
+    rows = _sweep(DATASET_SIZE_CONFIG, setting, [{"copies": copies} for copies in COPIES])
+    return Sweep(conditions=now(setting.conditions), rows=rows)
+
+
+def _sweep(spec: str, setting: Setting, changes: list[dict[str, Any]]) -> list[Row]:
+    spec = str(config.REPOSITORY / spec)
+    run_config = load_config(spec)
+    yardstick = choose_systems((), ())[0]
+    say(f"{run_config.entry}: {', '.join(str(change) for change in changes)}")
+    entrants = [make_entrant(yardstick, run_config, spec, setting.scratch, **change) for change in changes]
+    with contextlib.ExitStack() as stack:
+        for entrant in entrants:
+            stack.callback(entrant.stop)
+            entrant.start(setting.environ)
+            entrant.compile()
+        race(entrants, setting.conditions.rounds, setting.conditions.seconds, infer=False)
+        return [entrant.finish() for entrant in entrants]

@@ -1,0 +1,221 @@
+"""Measured throughput: what results/throughput.json holds, and what follows from it."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fmbench.errors import UserError
+from fmbench.records.schema import Count, Environment, Seconds
+
+Positive = Annotated[float, Field(gt=0)]
+Dtype = Literal["float32", "bfloat16"]
+CompileCache = Literal["cold", "warm"]
+
+# System and dtype. Ratios say how many times as fast as another variant the yardstick is.
+Variant = tuple[str, str]
+YARDSTICK: Variant = ("fmbench", "float32")
+
+
+class _Strict(BaseModel):
+    """No unknown fields, no silent conversion, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class Conditions(_Strict):
+    """When, where and how long a section was measured."""
+
+    created: str  # UTC, ISO 8601
+    environment: Environment
+    # What a large matrix product reaches on the machine, for each dtype.
+    matmul_flops_per_sec: Annotated[dict[Dtype, Positive], Field(min_length=2)]
+    rounds: Count
+    seconds: Positive  # of training per round
+
+
+class Row(_Strict):
+    """What one system did with one model: a number per round, or the reason why there is none."""
+
+    model: str  # the entry's name: mlp, resnet-20
+    system: str
+    dtype: Dtype
+    batch_size: Count
+    copies: Count = 1  # of the train set, in memory
+    failure: str | None = None
+    description: str = ""  # the system in its own words
+    versions: dict[str, str] = {}
+    num_params: Count | None = None
+    max_logit_difference: Annotated[float, Field(ge=0)] | None = None  # to the yardstick, from the same weights
+    train_images_per_sec: list[Positive] = []
+    train_core_seconds_per_1000: list[Seconds] = []  # images
+    infer_images_per_sec: list[Positive] = []
+    compile_seconds_cold: Seconds | None = None
+    compile_seconds_warm: Seconds | None = None  # for systems whose compile cache is kept between processes
+    peak_memory_bytes: Count | None = None
+
+    @model_validator(mode="after")
+    def _failed_or_measured(self) -> "Row":
+        if (self.failure is None) != bool(self.train_images_per_sec):
+            raise ValueError("needs either train_images_per_sec or a failure")
+        return self
+
+    @property
+    def variant(self) -> Variant:
+        return self.system, self.dtype
+
+
+class ModelThroughput(_Strict):
+    """One model in all systems, measured in one run."""
+
+    conditions: Conditions
+    config_file: str
+    batch_size: Count
+    infer_batch_size: Count
+    flops_per_image: Positive | None  # of a training step, counted by XLA in fmbench's; null if fmbench failed
+    rows: list[Row]
+
+    def find(self, variant: Variant) -> Row | None:
+        """The variant's row, if it was measured and did not fail."""
+        return next((row for row in self.rows if row.variant == variant and row.failure is None), None)
+
+    def ratio(self, row: Row, numbers: Callable[[Row], list[float]]) -> float | None:
+        """How many times as fast as `row` the yardstick is: the ratio of the medians."""
+        yardstick = self.find(YARDSTICK)
+        if yardstick is None or not numbers(yardstick) or not numbers(row):
+            return None
+        return statistics.median(numbers(yardstick)) / statistics.median(numbers(row))
+
+    def flops_per_sec(self, row: Row) -> float | None:
+        """What the row's training achieves; the work of an image is the same in all systems."""
+        speed = median(row.train_images_per_sec)
+        return None if speed is None or self.flops_per_image is None else speed * self.flops_per_image
+
+    def matmul_share(self, row: Row) -> float | None:
+        """`flops_per_sec` as a fraction of what a large matrix product reaches."""
+        achieved = self.flops_per_sec(row)
+        return None if achieved is None else achieved / self.conditions.matmul_flops_per_sec[row.dtype]
+
+
+class Sweep(_Strict):
+    """fmbench's training under conditions that differ in one thing."""
+
+    conditions: Conditions
+    rows: list[Row]
+
+
+class Run(_Strict):
+    """Where the time of one `python -m fmbench.main` went."""
+
+    entry: str
+    num_epochs: Count
+    compile_cache: CompileCache
+    process_seconds: Seconds  # from the start of the process to its end
+    first_step_seconds: Seconds | None  # from the start of the process to the end of the first step
+    wall_seconds: Positive  # this and the following are the record's
+    train_seconds: Seconds
+    eval_seconds: Seconds
+    checkpoint_seconds: Seconds
+    compile_seconds: Seconds
+    setup_seconds: Seconds
+
+    @property
+    def train_share(self) -> float:
+        """Fraction of the wall time inside training steps."""
+        return self.train_seconds / self.wall_seconds
+
+    @property
+    def steps_share(self) -> float:
+        """Fraction of the wall time inside training and evaluation steps."""
+        return (self.train_seconds + self.eval_seconds) / self.wall_seconds
+
+
+class Overheads(_Strict):
+    conditions: Conditions
+    runs: list[Run]
+
+
+class Measurements(_Strict):
+    """All of results/throughput.json; each part carries its own conditions."""
+
+    schema_version: Literal[1] = 1
+    models: dict[str, ModelThroughput] = {}
+    overheads: Overheads | None = None
+    batch_sizes: Sweep | None = None
+    dataset_sizes: Sweep | None = None
+
+
+# Files.
+
+
+def read_measurements(results_dir: Path) -> Measurements:
+    """What was measured so far; nothing, if there is no file yet.
+
+    Raises:
+        UserError: If the file cannot be read or is not valid; names the file and the field.
+    """
+    path = json_path(results_dir)
+    try:
+        return Measurements.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Measurements()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror}).") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UserError(
+            f"{path}: not valid measurements, field '{field}': {first['msg']}. Delete it and measure again."
+        ) from error
+
+
+def json_path(results_dir: Path) -> Path:
+    return results_dir / "throughput.json"
+
+
+def summary(measured: ModelThroughput, row: Row) -> dict[str, Any]:
+    """A row with plain numbers, medians over the rounds, for programs to read."""
+    return {
+        "model": row.model,
+        "system": row.system,
+        "dtype": row.dtype,
+        "batch_size": row.batch_size,
+        "train_images_per_sec": median(row.train_images_per_sec),
+        "train_images_per_sec_min": min(row.train_images_per_sec, default=None),
+        "train_images_per_sec_max": max(row.train_images_per_sec, default=None),
+        "train_ratio": measured.ratio(row, train_speeds),
+        "infer_batch_size": measured.infer_batch_size,
+        "infer_images_per_sec": median(row.infer_images_per_sec),
+        "infer_images_per_sec_min": min(row.infer_images_per_sec, default=None),
+        "infer_images_per_sec_max": max(row.infer_images_per_sec, default=None),
+        "infer_ratio": measured.ratio(row, infer_speeds),
+        "core_seconds_per_1000": median(row.train_core_seconds_per_1000),
+        "flops_per_image": measured.flops_per_image,
+        "train_flops_per_sec": measured.flops_per_sec(row),
+        "matmul_share": measured.matmul_share(row),
+        "num_params": row.num_params,
+        "max_logit_difference": row.max_logit_difference,
+        "peak_memory_bytes": row.peak_memory_bytes,
+        "compile_seconds_cold": row.compile_seconds_cold,
+        "compile_seconds_warm": row.compile_seconds_warm,
+        "failure": row.failure,
+        "description": row.description,
+        "versions": row.versions,
+        "cpu": measured.conditions.environment.cpu,
+        "cpu_cores": measured.conditions.environment.cpu_cores,
+    }
+
+
+def median(numbers: list[float]) -> float | None:
+    """The median, if there is anything to take it of."""
+    return statistics.median(numbers) if numbers else None
+
+
+def train_speeds(row: Row) -> list[float]:
+    return row.train_images_per_sec
+
+
+def infer_speeds(row: Row) -> list[float]:
+    return row.infer_images_per_sec

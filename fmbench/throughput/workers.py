@@ -1,0 +1,191 @@
+"""Systems under test, each a worker process of benchmarks/ that is spoken to in lines of JSON."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel
+
+from fmbench import config
+from fmbench.system import files
+from fmbench.throughput.measurements import Dtype
+
+BENCHMARKS = config.REPOSITORY / "benchmarks"
+PEERS = ("torch", "keras")
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
+
+TIMEOUT = 600.0  # seconds that a worker may take for an answer
+
+
+class System(NamedTuple):
+    """One way of running a model: a worker of benchmarks/ and what to tell it."""
+
+    name: str
+    script: str
+    peer: str  # whose environment it runs in; empty: this one
+    variant: str
+    dtype: Dtype
+    keeps_compiled: bool  # for the next process
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.dtype}"
+
+    def command(self) -> list[str]:
+        return [str(interpreter(self.peer)), str(BENCHMARKS / self.script)]
+
+
+def choose_systems(peers: Sequence[str], dtypes: Sequence[Dtype]) -> list[System]:
+    """The systems in the order of the table's rows; the first is the yardstick, fmbench in float32."""
+    systems = []
+    for dtype in DTYPES:
+        systems.append(System("fmbench", "fmbench_itself.py", "", dtype, dtype, True))
+        systems.append(System("stock Flax", "peer_flax.py", "", dtype, dtype, True))
+        for mode in ("eager", "compile"):
+            systems.append(System(f"PyTorch {mode}", "peer_torch.py", "torch", f"{mode}-{dtype}", dtype, False))
+        systems.append(System("Keras", "peer_keras.py", "keras", dtype, dtype, False))
+    yardstick = systems[0]
+    return [yardstick] + [
+        system for system in systems[1:] if system.dtype in dtypes and system.peer in ("", *peers)
+    ]
+
+
+def interpreter(peer: str) -> Path:
+    """The interpreter of a peer's environment."""
+    if not peer:
+        return Path(sys.executable)
+    return Path(os.environ.get("FMBENCH_PEERS_DIR") or BENCHMARKS).absolute() / f".venv-{peer}" / "bin" / "python"
+
+
+def fresh_caches(directory: Path) -> dict[str, str]:
+    """An environment whose data cache is ours, and whose caches of compiled programs are empty.
+
+    In it Python finds this fmbench and no other that is installed; and glibc keeps freed memory, as an expert
+    would have it for PyTorch and the others too (fmbench does so by itself, see runtime.py).
+    """
+    directory.mkdir()
+    for path in files.cache_directory().absolute().iterdir():
+        if path.name != "xla":
+            (directory / path.name).symlink_to(path)
+    return os.environ | {
+        "PYTHONPATH": str(config.REPOSITORY),
+        "FMBENCH_CACHE": str(directory),
+        "TORCHINDUCTOR_CACHE_DIR": str(directory / "inductor"),
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        "MALLOC_TOP_PAD_": str(512 << 20),
+    }
+
+
+class WorkerError(Exception):
+    """A worker that cannot go on; the message says why."""
+
+
+class Ready(BaseModel):
+    system: str
+    versions: dict[str, str]
+    num_params: int
+
+
+class Logits(BaseModel):
+    logits: list[list[float]]
+
+
+class Compiled(BaseModel):
+    compile_seconds: float
+    flops_per_image: float | None
+
+
+class Work(BaseModel):
+    images: int
+    seconds: float
+    core_seconds: float
+
+
+class Memory(BaseModel):
+    peak_memory_bytes: int
+
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class Worker:
+    """A process that answers each line of JSON with one line of JSON."""
+
+    def __init__(self, command: list[str], environ: dict[str, str]):
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `kill`)
+        # A session of its own: Ctrl-C is ours to handle, and its children can be killed with it.
+        self.process = subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.stderr,
+            start_new_session=True,
+        )
+        self.lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(b"")
+
+    def ask(self, message: dict[str, Any], answer: type[Answer]) -> Answer:
+        """Sends a message and waits for the answer.
+
+        Raises:
+            WorkerError: If the worker reports an error, dies, answers something else or not within `TIMEOUT`.
+        """
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):  # it is dead, and its last words say more
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+        try:
+            line = self.lines.get(timeout=TIMEOUT)
+        except queue.Empty:
+            raise WorkerError(f"no answer to '{message.get('do', 'job')}' within {TIMEOUT:g} s") from None
+        if not line:
+            raise WorkerError(self._last_words())
+        try:
+            content = json.loads(line)
+            if isinstance(content, dict) and "error" in content:
+                raise WorkerError(str(content["error"]))
+            return answer.model_validate(content)
+        except ValueError as error:  # no JSON, or not what was asked for
+            raise WorkerError(f"answered {line[:80].decode(errors='replace').strip()!r}") from error
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=5)
+        self.stderr.seek(0)
+        last = last_line(self.stderr.read().decode(errors="replace"))
+        return f"ended with exit code {self.process.returncode}: {last[:200]}"
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.stderr.close()
+
+
+def say(line: str) -> None:
+    """Tells whoever waits how far it is, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def last_line(text: str) -> str:
+    """The last line that is not blank: what a process that failed said was wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,195 @@
+"""How batches are formed. The data lives on the device as flat rows, uint8 or features; a batch is a gather."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from fmbench.data import fashion_mnist, features, splits
+from fmbench.errors import UserError
+from fmbench.training import parallel, selection
+
+# Mean and standard deviation of the train images' pixels in [0, 1].
+TRAIN_MEAN, TRAIN_STD = 0.28604, 0.35302
+
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A run's data, resident on every device."""
+
+    train_rows: Batch  # all of the train file, validation too
+    train_indices: jax.Array  # int32 (num_train,): the rows to train on
+    eval_batches: dict[str, list[Batch]]  # 'test' and perhaps 'validation'
+    seed: jax.Array  # uint32
+    num_train: int
+    num_validation: int
+    num_test: int
+    batch_size: int
+    watched: Literal["validation", "test"] | None  # the split of eval_batches that is evaluated after each epoch
+    version: str
+    sha256: dict[str, str]
+    selection: dict[str, Any] | None = None  # as `selection.no_selection` has it
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_train // self.batch_size
+
+    def epoch_order(self, epoch: int, losses: jax.Array | None = None) -> jax.Array:
+        """The rows of an epoch in the order of their visit: int32 (steps_per_epoch * batch_size,).
+
+        Args:
+            epoch: Counted from 0.
+            losses: Of the train rows, (n,), if there is a `selection`.
+        """
+        size = self.steps_per_epoch * self.batch_size
+        if losses is None or self.selection is None or epoch < self.selection["after_epochs"]:
+            return _epoch_order(self.seed, np.int32(epoch), self.train_indices, size)
+        easy, keep = self.selection["easy"], self.selection["keep"]
+        return _hard_epoch_order(self.seed, np.int32(epoch), self.train_indices, losses, size, easy, keep)
+
+
+def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
+    """Loads, splits and places the data that the config asks for.
+
+    Raises:
+        UserError: If the data can't be had or are the wrong ones, or the config's batch or watched split
+            doesn't fit them.
+    """
+    dataset = fashion_mnist.load(config.data.source, config.data.dir)
+    train, validation = splits.split(
+        dataset.train_labels,
+        config.data.split,
+        test_size=config.data.test_size,
+        random_state=config.data.random_state,
+        num_folds=config.data.num_folds,
+        fold=config.data.fold,
+    )
+    if config.batch_size > len(train):
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, but the train set has only {len(train)} images."
+        )
+    train_images, test_images = dataset.train_images, dataset.test_images
+    if config.features.backbone:
+        train_images, test_images = _features(config, dataset)
+    eval_sets = {"test": (test_images, dataset.test_labels)}
+    if len(validation):
+        eval_sets["validation"] = (
+            train_images[validation],
+            dataset.train_labels[validation],
+        )
+    watched = config.watch if config.watch in eval_sets else None
+    if config.early_stopping_patience and watched != "validation":
+        raise UserError("config.early_stopping_patience needs config.watch='validation' and a split that has one.")
+    train_rows, train_indices, eval_batches, seed = parallel.replicate(
+        (
+            device_rows(train_images, dataset.train_labels),
+            train,
+            {
+                name: padded_batches(images, labels, config.eval_batch_size)
+                for name, (images, labels) in eval_sets.items()
+            },
+            np.uint32(config.seed),
+        ),
+        mesh,
+    )
+    return Data(
+        train_rows,
+        train_indices,
+        eval_batches,
+        seed,
+        num_train=len(train),
+        num_validation=len(validation),
+        num_test=len(dataset.test_labels),
+        batch_size=config.batch_size,
+        watched=watched,
+        version=dataset.version,
+        sha256=dataset.sha256,
+        selection=config.selection.to_dict(),
+    )
+
+
+def _features(config: config_dict.ConfigDict, dataset: fashion_mnist.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The features of the train and test images, (n, config.model.num_features)."""
+    spec = features.Spec(**config.features)
+    train = features.load(dataset.train_images, dataset.sha256["train-images"], spec)
+    if train.shape[1] != config.model.num_features:
+        raise UserError(
+            f"config.model.num_features is {config.model.num_features}, but {spec.backbone} has {train.shape[1]} "
+            f"features of an image of this size; give --config.model.num_features={train.shape[1]}."
+        )
+    return train, features.load(dataset.test_images, dataset.sha256["t10k-images"], spec)
+
+
+def device_rows(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """What goes to the device: image (n, 784) uint8, or float features (n, num_features); label (n,) int32.
+
+    Flat rows, because a gather from (n, 784) is several times faster than from (n, 28, 28, 1).
+    """
+    return {"image": images.reshape(len(images), -1), "label": labels.astype(np.int32)}
+
+
+def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> list[dict]:
+    """All rows in batches of one size, the last filled up; mask float32 (batch_size,): 1 real, 0 filler."""
+    batches = []
+    for start in range(0, len(images), batch_size):
+        batch = device_rows(images[start : start + batch_size], labels[start : start + batch_size])
+        batch["mask"] = np.ones(len(batch["label"]), np.float32)
+        filler = batch_size - len(batch["label"])
+        batches.append(
+            {name: np.pad(array, [(0, filler)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
+        )
+    return batches
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _epoch_order(seed: jax.Array, epoch: jax.Array, train_indices: jax.Array, size: int) -> jax.Array:
+    # A fresh permutation every epoch, so that the examples of the partial batch that is cut off differ. It
+    # depends on nothing but seed and epoch.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+    return jax.random.permutation(key, train_indices)[:size]
+
+
+@functools.partial(jax.jit, static_argnames=("size", "easy", "keep"))
+def _hard_epoch_order(
+    seed: jax.Array,
+    epoch: jax.Array,
+    train_indices: jax.Array,
+    losses: jax.Array,
+    size: int,
+    easy: float,
+    keep: float,
+) -> jax.Array:
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+    return selection.order(key, train_indices, losses.at[train_indices].get(), size=size, easy=easy, keep=keep)
+
+
+def gather(rows: Mapping[str, jax.Array], indices: jax.Array) -> Batch:
+    """The rows at `indices`, which are known to be in bounds."""
+    return {name: array.at[indices].get(mode="promise_in_bounds") for name, array in rows.items()}
+
+
+def normalize(images: jax.Array | np.ndarray, normalization: str) -> jax.Array:
+    """Grey levels, (batch, 784) or (batch, 28, 28), -> float32 (batch, 28, 28, 1).
+
+    unit: in [0, 1]; symmetric: in [-1, 1]; standard: with mean 0 and standard deviation 1 over the train images.
+    none: features, (batch, num_features), as they are.
+    """
+    if normalization == "none":
+        return jnp.asarray(images, jnp.float32)
+    x = jnp.reshape(images, (-1, 28, 28, 1)).astype(jnp.float32) / 255
+    match normalization:
+        case "unit":
+            return x
+        case "symmetric":
+            return (x - 0.5) * 2
+        case "standard":
+            return (x - TRAIN_MEAN) / TRAIN_STD
+    raise ValueError(f"normalization must be unit, symmetric, standard or none, got {normalization!r}")

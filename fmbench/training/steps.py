@@ -1,0 +1,298 @@
+"""What runs on the devices: a training step, an evaluation step, and their compilation."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx, struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import config_dict
+
+from fmbench.config import stages
+from fmbench.errors import UserError
+from fmbench.models import MODELS, split_arguments, split_model
+from fmbench.training import augment as augmentation
+from fmbench.training import input_pipeline, parallel, selection
+from fmbench.training.input_pipeline import Batch
+from fmbench.training.parallel import Program, Shard
+
+MAX_STEPS_PER_CALL = 100
+
+
+@struct.dataclass
+class TrainState:
+    """All that a training step changes."""
+
+    step: jax.Array  # int32, updates done
+    params: Any
+    model_state: Any  # batch-norm statistics
+    opt_state: optax.OptState
+    average: tuple[Any, Any] | None = None  # moving average of params and model_state, where the run has one
+    losses: dict[str, jax.Array] | None = None  # of the train rows, where the run selects by them
+
+    @property
+    def evaluated(self) -> tuple[Any, Any]:
+        """The params and model_state that are evaluated and exported."""
+        return self.average or (self.params, self.model_state)
+
+
+def train_step(
+    shard: Shard,
+    state: TrainState,
+    rows: Batch,
+    order: jax.Array,
+    seed: jax.Array,
+    *,
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    batch_size: int,
+    normalization: str,
+    label_smoothing: float,
+    ema_decay: float,
+    augment: augmentation.Settings,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update on the next batch of the epoch.
+
+    Args:
+        shard: The part of the batch to work on.
+        state: Before the update.
+        rows: The train set on the device.
+        order: Rows of the epoch in the order of their visit, int32 (steps_per_epoch * batch_size,).
+        seed: uint32; with state.step it decides what dropout drops and how images are augmented.
+        graphdef: The model's structure.
+        tx: The optimizer.
+        batch_size: Examples of the whole batch, over all devices.
+        normalization: As `input_pipeline.normalize` takes it.
+        label_smoothing: Probability that the target gives away to all classes.
+        ema_decay: Of the moving average of params and model_state, if the state has one.
+        augment: As `augment.no_augmentation` has it.
+
+    Returns:
+        The state after the update, and the batch's mean loss and accuracy before it; the accuracy is that on the
+        augmented images, and where images are mixed, on the label of the one of `order`.
+    """
+    key = jax.random.key(seed)
+    dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), state.step)
+    augment_key = jax.random.fold_in(jax.random.fold_in(key, 3), state.step)
+    first = state.step % (order.size // batch_size) * batch_size
+
+    def examples(positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Keys, augmented images and labels at these places of the global batch."""
+        indices = order.at[first + positions].get(mode="promise_in_bounds")
+        batch = input_pipeline.gather(rows, shard.constrain(indices))
+        keys = augmentation.example_keys(augment_key, positions)
+        images = augmentation.augment(keys, batch["image"], augment) if any(augment.values()) else batch["image"]
+        return keys, images, batch["label"]
+
+    positions = shard.start + jnp.arange(shard.size)
+    keys, images, label = examples(positions)
+    targets = jax.nn.one_hot(label, 10)
+    if augmentation.mixes(augment):
+        _, partners, partner_label = examples((positions + 1) % batch_size)
+        images, share = augmentation.mix(keys, images, partners, augment)
+        targets = share[:, None] * targets + (1 - share[:, None]) * jax.nn.one_hot(partner_label, 10)
+    targets = optax.smooth_labels(targets, label_smoothing)
+    images = input_pipeline.normalize(images, normalization)
+
+    def loss_fn(params):
+        model = nnx.merge(graphdef, params, state.model_state, copy=True)
+        logits = model(images, train=True, rngs=nnx.Rngs(dropout=dropout_key)).astype(jnp.float32)
+        losses = optax.softmax_cross_entropy(logits, targets)
+        model_state = split_model(model)[2]
+        return losses.mean(), (losses, logits, model_state)
+
+    (loss, (losses, logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    accuracy = (logits.argmax(axis=-1) == label).mean()
+    grads, metrics = shard.mean((grads, {"loss": loss, "accuracy": accuracy}))
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average:
+        # The first steps, of which the average would otherwise remember the initial values, count for more.
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        average = optax.incremental_update((params, model_state), average, 1 - decay)
+    known_losses = state.losses
+    if known_losses:
+        indices = jax.lax.dynamic_slice(order, (first,), (batch_size,))
+        known_losses = selection.update(known_losses, indices, shard.concatenate(losses), starts_epoch=first == 0)
+    return TrainState(state.step + 1, params, model_state, opt_state, average, known_losses), metrics
+
+
+def eval_step(
+    shard: Shard,
+    params: Any,
+    model_state: Any,
+    batch: Batch,
+    *,
+    graphdef: nnx.GraphDef,
+    normalization: str,
+) -> dict[str, jax.Array]:
+    """Sums over the real examples of a padded batch: to be added up and divided once, at the end.
+
+    Returns:
+        loss, correct, correct_top5, class_correct (10,), class_count (10,), and the predictions (batch_size,).
+    """
+    batch = input_pipeline.gather(batch, shard.constrain(shard.start + jnp.arange(shard.size)))
+    model = nnx.merge(graphdef, params, model_state, copy=True)
+    images = input_pipeline.normalize(batch["image"], normalization)
+    logits = model(images).astype(jnp.float32)
+    label, mask = batch["label"], batch["mask"]
+    predictions = logits.argmax(axis=-1)
+    correct = mask * (predictions == label)
+    top5 = jax.lax.top_k(logits, 5)[1]
+    classes = jax.nn.one_hot(label, 10)
+    sums = shard.sum(
+        {
+            "loss": jnp.sum(mask * optax.softmax_cross_entropy_with_integer_labels(logits, label)),
+            "correct": jnp.sum(correct),
+            "correct_top5": jnp.sum(mask * (top5 == label[:, None]).any(axis=-1)),
+            "class_correct": correct @ classes,
+            "class_count": mask @ classes,
+        }
+    )
+    return sums | {"predictions": shard.concatenate(predictions)}
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation of every example of a split found."""
+
+    num_examples: int
+    loss: float
+    accuracy: float
+    top5_accuracy: float
+    per_class_accuracy: list[float]
+    predictions: np.ndarray  # uint8 (num_examples,)
+
+
+def evaluate(program: Program, state: TrainState, batches: Sequence[Batch]) -> Evaluation:
+    """Evaluates every real example of the padded `batches`."""
+    outputs = [program.run(*state.evaluated, batch) for batch in batches]
+    predictions = np.concatenate([output.pop("predictions") for output in outputs])
+    sums = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *jax.device_get(outputs))
+    num_examples = int(sums["class_count"].sum())
+    return Evaluation(
+        num_examples,
+        loss=float(sums["loss"] / num_examples),
+        accuracy=float(sums["correct"] / num_examples),
+        top5_accuracy=float(sums["correct_top5"] / num_examples),
+        per_class_accuracy=(sums["class_correct"] / sums["class_count"]).tolist(),
+        predictions=predictions[:num_examples].astype(np.uint8),
+    )
+
+
+def make_model(config: config_dict.ConfigDict, axis_name: str | None, seed: int | jax.Array) -> nnx.Module:
+    """The config's model.
+
+    Raises:
+        UserError: If there is no such model, or it doesn't take the config's arguments.
+    """
+    name, arguments = split_arguments(config.model.to_dict())
+    if name not in MODELS:
+        raise UserError(f"config.model.name is '{name}'; it must be one of {', '.join(MODELS)}.")
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    try:
+        return MODELS[name](rngs=nnx.Rngs(key), dtype=jnp.dtype(config.dtype), axis_name=axis_name, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model '{name}' cannot be built from config.model: {error}.") from error
+
+
+def init_state(
+    config: config_dict.ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, num_rows: int = 0
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The model's structure, and a fresh state on every device; `num_rows` of the train set, for their losses.
+
+    Raises:
+        UserError: As `make_model`.
+    """
+    axis_name = parallel.AXIS if config.parallel == "pmap" else None
+    graphdef = split_model(nnx.eval_shape(lambda: make_model(config, axis_name, 0)))[0]
+
+    # Run once, so not worth optimising: on CPUs LLVM takes 17 of ResNet-20's 19 seconds for the random numbers.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)
+    def init(seed: jax.Array) -> TrainState:
+        _, params, model_state = split_model(make_model(config, axis_name, seed))
+        average = (params, model_state) if config.ema_decay else None
+        losses = selection.unknown_losses(num_rows) if config.selection.easy else None
+        return TrainState(jnp.int32(0), params, model_state, tx.init(params), average, losses)
+
+    return graphdef, init(np.uint32(config.seed))
+
+
+def choose_steps_per_call(config: config_dict.ConfigDict, steps_per_epoch: int) -> int:
+    """What the config asks for or, where it says 0, 1 on CPUs and many elsewhere.
+
+    A `lax.scan` over steps spares accelerators the host's time between them. On CPUs it would cost far more than
+    it saves: XLA runs convolutions inside loops 10 to 20 times slower there (jax#12868).
+    """
+    default = 1 if jax.default_backend() == "cpu" else MAX_STEPS_PER_CALL
+    return min(config.steps_per_call or default, steps_per_epoch)
+
+
+def compile_programs(
+    config: config_dict.ConfigDict,
+    mesh: Mesh,
+    data: input_pipeline.Data,
+    graphdef: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    steps_per_call: int,
+) -> tuple[list[dict[int, Program]], Program]:
+    """Compiles the training step and the evaluation step.
+
+    Returns:
+        For each stage of the run, its training programs by the number of steps they do: `steps_per_call` and, if
+        that doesn't divide an epoch, 1; and the evaluation program.
+    """
+    lengths = {steps_per_call, 1} if data.steps_per_epoch % steps_per_call else {steps_per_call}
+
+    def compile_training(augment: augmentation.Settings) -> dict[int, Program]:
+        step = functools.partial(
+            train_step,
+            graphdef=graphdef,
+            tx=tx,
+            batch_size=config.batch_size,
+            normalization=config.data.normalization,
+            label_smoothing=config.label_smoothing,
+            ema_decay=config.ema_decay,
+            augment=augment,
+        )
+
+        def steps(length: int, shard: Shard, state: TrainState, *arguments: Any):
+            return jax.lax.scan(lambda state, _: step(shard, state, *arguments), state, length=length)
+
+        return {
+            length: parallel.compile_step(
+                step if length == 1 else functools.partial(steps, length),
+                (state, data.train_rows, data.epoch_order(0), data.seed),
+                mesh=mesh,
+                parallel=config.parallel,
+                batch_size=config.batch_size,
+                donate_first=True,
+            )
+            for length in lengths
+        }
+
+    train_programs: list[dict[int, Program]] = []
+    parts = stages(config)
+    for index, stage in enumerate(parts):
+        same = [i for i, earlier in enumerate(parts[:index]) if earlier.augment == stage.augment]
+        train_programs.append(train_programs[same[0]] if same else compile_training(stage.augment))
+    eval_program = parallel.compile_step(
+        functools.partial(eval_step, graphdef=graphdef, normalization=config.data.normalization),
+        (state.params, state.model_state, data.eval_batches["test"][0]),
+        mesh=mesh,
+        parallel=config.parallel,
+        batch_size=config.eval_batch_size,
+    )
+    return train_programs, eval_program
+
+
+def count(tree: Any) -> int:
+    """Numbers in a pytree of arrays."""
+    return sum(x.size for x in jax.tree.leaves(tree))

@@ -1,0 +1,99 @@
+"""A run's work directory: whose it is, whether it is finished, and that nobody else writes to it."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from fmbench import config as config_lib
+from fmbench.errors import UserError
+from fmbench.records import store
+from fmbench.system import files
+
+
+@contextlib.contextmanager
+def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[None]:
+    """Opens `workdir` for a run of `config` and keeps other processes out.
+
+    Args:
+        workdir: Created if absent.
+        config: The resolved config as JSON. The first run stores it; later ones must have the same, but for
+            data.dir where the data are proven to be equal wherever they lie: of csv and idx files they are not.
+        force: Throw away what an earlier run left there.
+
+    Raises:
+        UserError: If the directory holds something else, a run of another config, or a running one.
+    """
+    stored = workdir / "config.json"
+    try:
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f"--workdir={workdir} is a file; name a directory.")
+        if workdir.exists() and not _is_free(workdir) and not _is_config(stored):
+            raise UserError(f"--workdir={workdir} holds files that are not a run's; name an empty directory.")
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(workdir / ".lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise UserError(f"--workdir={workdir} is in use by another run; wait for it.") from error
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be used: {error.strerror}.") from error
+    with lock:
+        if force:
+            _clear(workdir)
+        if stored.exists():
+            _check_same(workdir, json.loads(stored.read_text()), config)
+        else:
+            with files.atomic_file(stored) as file:
+                file.write(json.dumps(config, indent=1).encode())
+        yield
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether the run in `workdir` is completed: it left a record, and the predictions that go with it."""
+    try:
+        record = store.read(workdir / "record.json")
+        if record.status == "completed":
+            store.read_predictions(record, workdir / "record.npy")
+            return True
+    except UserError:
+        pass  # no record yet, or a damaged one: the last checkpoint gives it again
+    return False
+
+
+def _is_free(workdir: Path) -> bool:
+    # A process killed at its very start leaves the lock, and perhaps an unfinished config.json.
+    return all(path.name.startswith((".lock", ".config.json.")) for path in workdir.iterdir())
+
+
+def _is_config(path: Path) -> bool:
+    """Whether this is a run's config.json; other programs have files of that name, too."""
+    try:
+        return {"entry", "config_file", "data"} <= json.loads(path.read_bytes()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _check_same(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    if new["data"]["source"] == "tfds":
+        old = old | {"data": old["data"] | {"dir": None}}
+        new = new | {"data": new["data"] | {"dir": None}}
+    if difference := config_lib.difference(old, new):
+        raise UserError(
+            f"--workdir={workdir} holds a run of another config ({difference}). Name another directory, or give "
+            "--force to start anew there."
+        )
+
+
+def _clear(workdir: Path) -> None:
+    # config.json goes last: without it the rest would no longer be known as a run's.
+    for path in sorted(workdir.iterdir(), key=lambda path: path.name == "config.json"):
+        if path.name == ".lock":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

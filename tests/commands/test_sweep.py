@@ -1,0 +1,429 @@
+"""Grids and seeds: planned, run in processes of their own, interrupted, and ranked by validation accuracy."""
+
+import os
+import re
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from fake_records import EPOCH, make_record, make_unfinished, publish
+
+from fmbench import config as config_lib
+from fmbench import sweep as command
+from fmbench.records import store
+from fmbench.studies import sweep
+from fmbench.system import interrupt
+
+# ml_collections loads config files in an old way.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+LITTLE = """
+from fmbench.config import base_config
+
+
+def get_config(num_epochs="1"):
+    config = base_config()
+    config.model.name = "fully_connected"
+    config.model.widths, config.model.num_dropouts = (16,), 0
+    config.data.source = "sample"
+    config.batch_size = 80
+    config.num_epochs = int(num_epochs)
+    config.optimizer.name = "sgd"
+    return config
+"""
+
+
+@pytest.fixture
+def little(tmp_path) -> Path:
+    """A config file whose argument is the number of epochs."""
+    path = tmp_path / "little.py"
+    path.write_text(LITTLE)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, little, tmp_path):
+    """Runs `fmbench.sweep` on the little config, in the folder of the test: exit code, output and error output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, config: str = "little.py") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sweep", f"--config={config}", *map(str, arguments)])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+class FakeMain:
+    """Stands in for the processes: leaves records as `fmbench.main` would, or fails.
+
+    `outcomes` has, by (learning rate, seed), the changes of a completed record or an exit code other than 0, of
+    which -SIGTERM is a stop during set-up; without one the run is completed with a validation accuracy of 85 %.
+    """
+
+    def __init__(self, capsys) -> None:
+        self.capsys = capsys
+        self.outcomes: dict[tuple[float, int], dict | int] = {}
+        self.commands: list[list[str]] = []
+        self.said_before: list[str] = []
+
+    def __call__(self, command: list[str], log: Path, stop: interrupt.StopRequest) -> int:
+        self.commands.append(command)
+        self.said_before.append(self.capsys.readouterr().out)
+        log.write_text("what it prints")
+        *flags, workdir, results_dir = command[3:]
+        config = config_lib.from_arguments(flags)
+        outcome = self.outcomes.get((config.optimizer.learning_rate, config.seed), {})
+        arguments = {"entry": config.entry, "seed": config.seed, "config": config_lib.to_json(config)}
+        if outcome == -signal.SIGTERM:
+            stop.signum = signal.SIGTERM
+        if isinstance(outcome, int) and outcome not in (3, 130):
+            return outcome
+        if isinstance(outcome, int):
+            record = make_unfinished({3: "diverged", 130: "interrupted"}[outcome], **arguments)
+        else:
+            record = make_record(**arguments, **outcome)
+        path = publish(record, Path(results_dir.removeprefix("--results_dir=")))
+        copy = Path(workdir.removeprefix("--workdir=")) / "record.json"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+        return outcome if isinstance(outcome, int) else 0
+
+    def trained(self) -> list[tuple[str, str]]:
+        """Learning rate and seed of the runs since the last call."""
+        pattern = re.compile(r"learning_rate=(\S+) --config.seed=(\d+) ")
+        commands, self.commands = self.commands, []
+        return [pattern.search(" ".join(command)).groups() for command in commands]  # type: ignore[union-attr, misc]
+
+
+@pytest.fixture
+def fake_main(monkeypatch, capsys) -> FakeMain:
+    fake = FakeMain(capsys)
+    monkeypatch.setattr(sweep, "run_process", fake)
+    return fake
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the table's rows."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+# From the command line to runs.
+
+
+def test_every_combination_and_seed_is_a_process_of_its_own(run, fake_main):
+    arguments = (
+        "--grid=optimizer.learning_rate=1e-3,3e-3",
+        "--grid=batch_size=40,80",
+        "--seeds=0,7",
+        "--out=here",
+    )
+    code, out, err = run(*arguments, "--config.label_smoothing=0.1", "--config.data.random_state", "3")
+    assert code == 0, err
+    names = []
+    for rate in ("1e-3", "3e-3"):
+        for size in ("40", "80"):
+            for seed in ("0", "7"):
+                command = fake_main.commands.pop(0)
+                assert command[:3] == [sys.executable, "-m", "fmbench.main"]
+                assert command[3:7] == [
+                    "--config=little.py",
+                    "--config.label_smoothing=0.1",
+                    "--config.data.random_state",
+                    "3",
+                ]
+                assert command[7:10] == [
+                    f"--config.optimizer.learning_rate={rate}",
+                    f"--config.batch_size={size}",
+                    f"--config.seed={seed}",
+                ]
+                names.append(command[10].removeprefix("--workdir=here/workdirs/"))
+                assert command[11:] == ["--results_dir=here"]
+                said = fake_main.said_before.pop(0)
+                assert said.endswith(
+                    f"[{len(names)}/8] optimizer.learning_rate={rate} batch_size={size} seed={seed}: "
+                )
+    assert fake_main.commands == []
+    assert len(set(names)) == 8
+    assert sorted(f"{name}.log" for name in names) == sorted(path.name for path in Path("here/logs").iterdir())
+    assert out.startswith("validation 85.00 %, 10.0 s\n\n| overrides")
+    assert sorted(path.name for path in Path().iterdir()) == ["here", "little.py"]
+
+
+def test_commas_in_parentheses_split_no_values(little):
+    runs = sweep.plan([f"--config={little}"], ["model.widths=(16,32), (32,),(64,32,16)", "dtype=float32"], "0")
+    assert [run.config.model.widths for run in runs] == [(16, 32), (32,), (64, 32, 16)]
+    assert runs[1].point == "model.widths=(32,) dtype=float32"
+
+
+def test_records_go_to_a_folder_of_the_entrys_name(run, fake_main):
+    assert run("--grid=batch_size=40", "--config.label_smoothing=0.1", config="little.py:2")[0] == 0
+    (record,) = Path("sweeps/little-2+label_smoothing=0.1/runs").glob("*.json")
+    assert record.stem == "little-2+batch_size=40+label_smoothing=0.1-cpu-float32-seed0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--grid is missing"),
+        (["--grid=batch_size"], "'batch_size' lacks a value"),
+        (["--grid=batch_size="], "'batch_size=' lacks a value"),
+        (["--grid=batch_size=40,,80"], "'batch_size=40,,80' lacks a value"),
+        (["--grid=batch_size=40", "--seeds="], "'seed=' lacks a value"),
+        (["--grid=batch_size=40", "--grid=batch_size=80"], "'batch_size' is given twice"),
+        (["--grid=batch_size=40", "--config.batch_size=80"], "'batch_size' is given twice"),
+        (["--grid=optimizer.nesterov=1", "--noconfig.optimizer.nesterov"], "'optimizer.nesterov' is given twice"),
+        (["--grid=seed=1,2"], "'seed' is given twice, by --grid or --config.seed; seeds are for --seeds alone"),
+        (["--grid=batch_size=40", "--config.seed=1"], "seeds are for --seeds alone"),
+        (["--grid=batch_size=40,80", "--grid=batchsize=1"], "config has no field 'batchsize'; the nearest are"),
+        (["--grid=batch_size=40,80,x"], "batch_size"),
+        (["--grid=batch_size=40,80,0"], "config.batch_size is 0; it must be at least 1"),
+        (["--grid=batch_size=40", "--seeds=0,x"], "seed"),
+        (["--grid=batch_size=40", "--seeds=0,-1"], "config.seed is -1; it must be at least 0"),
+        (["--grid=batch_size=40", "--seed=1"], "Unknown command line flag 'seed'"),
+        (
+            ["--grid=label_smoothing=0.1,0.10"],
+            "'label_smoothing=0.1 seed=0' and 'label_smoothing=0.10 seed=0' are",
+        ),
+        (
+            ["--grid=batch_size=40", "--seeds=0,0"],
+            "'batch_size=40 seed=0' and 'batch_size=40 seed=0' are the same",
+        ),
+        (["--grid=data.split=default,all"], "give --config.data.split=train_test_split"),
+        (["--grid=model.widths=(" + "1000," * 40 + ")"], "is too long for a file name"),
+        (["--grid=batch_size=40", "--config=nowhere.py"], "no config file 'nowhere.py'"),
+        (["--grid=batch_size=40", "--config="], "--config is missing"),
+        (["--grid=batch_size=40", f"--out={config_lib.REPOSITORY}/results/x"], "for the leaderboard's records"),
+        (
+            ["--grid=batch_size=40", "--out=little.py"],
+            "little.py/logs: Not a directory; --out names another place",
+        ),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_2_before_anything_is_trained(run, fake_main, arguments, said):
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("fmbench.sweep: ")
+    assert said in err
+    assert fake_main.commands == []
+    assert [path.name for path in Path().iterdir()] == ["little.py"]
+
+
+def test_records_of_another_config_are_refused(run, fake_main, little):
+    arguments = ("--grid=batch_size=40", "--seeds=0,1")
+    assert run(*arguments)[0] == 0
+    little.write_text(LITTLE.replace('"sgd"', '"adam"'))
+    code, _, err = run("--grid=batch_size=20,40", "--seeds=2,1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "little+batch_size=40-float32-seed1 of another config (optimizer.name: sgd -> adam)" in err
+    assert len(fake_main.commands) == 2
+
+
+# What became of the runs.
+
+
+def test_the_table_ranks_by_validation_accuracy_and_has_no_test_accuracy(run, fake_main):
+    for seed, (low, high) in enumerate([(0.80, 0.91), (0.82, 0.93), (0.90, 0.92)]):
+        times = {"train_seconds": (1.0, 2.0, 6.0)[seed], "train_core_seconds": (3.0, 4.0, 11.0)[seed]}
+        loss = {"history": [EPOCH, EPOCH | {"epoch": 2, "train_loss": (0.25, 0.5, 0.15)[seed]}], "num_epochs": 2}
+        # The one with the worse test accuracy, 75.5 against 95.5 %, has the better validation accuracy.
+        fake_main.outcomes[0.01, seed] = {"val_accuracy": low, "wrong": 9, **times, **loss}
+        fake_main.outcomes[0.1, seed] = {"val_accuracy": high, "wrong": 49, **times, **loss}
+        fake_main.outcomes[1.0, seed] = {"val_accuracy": 0.70, "train_seconds": 1234.5}
+    arguments = ("--grid=optimizer.learning_rate=0.01,1,0.1", "--config.num_epochs=2", "--out=here")
+    assert run(*arguments, "--seeds=0,1,2")[0] == 0
+    code, out, err = run(*arguments, "--seeds=0")
+    assert code == 0, err
+    assert [row[:4] for row in rows(out)] == [
+        ["optimizer.learning_rate=0.1", "1", "91.00", "0.2500"],
+        ["optimizer.learning_rate=0.01", "1", "80.00", "0.2500"],
+        ["optimizer.learning_rate=1", "1", "70.00", "0.5000"],
+    ]
+    assert rows(out)[2][4] == "1,234.5"
+    code, out, err = run(*arguments, "--seeds=0,1,2", "--table")
+    summary = Path("here/summary.md").read_text()
+    assert rows(out) == rows(summary)
+    best, second, _ = rows(out)
+    assert best == ["optimizer.learning_rate=0.1", "3", "92.00 ± 1.00", "0.3000", "2.0", "4.0", "2", ""]
+    assert second == ["optimizer.learning_rate=0.01", "3", "84.00 ± 5.29", "0.3000", "2.0", "4.0", "2", ""]
+    for text in (out, summary):
+        assert "Test accuracy is left out on purpose: choose by validation." in text
+        assert not re.search(r"75\.5|95\.5|0\.755|0\.955", text)
+
+
+def test_the_others_are_still_run_after_one_that_fails_or_diverges(run, fake_main):
+    fake_main.outcomes |= {(1.0, 0): 2, (1.0, 1): 3, (0.1, 0): -9}
+    arguments = ("--grid=optimizer.learning_rate=1,0.1,0.01", "--seeds=0,1", "--out=here")
+    code, out, _ = run(*arguments)
+    assert code == 1
+    all_runs = [(rate, seed) for rate in ("1", "0.1", "0.01") for seed in "01"]
+    assert fake_main.trained() == all_runs
+    name = "here/logs/little+optimizer.learning_rate={}-float32-seed{}.log"
+    said = "".join(fake_main.said_before)
+    assert f"learning_rate=1 seed=0: failed with exit code 2, see {name.format('1.0', 0)}\n" in said
+    assert f"learning_rate=1 seed=1: diverged, see {name.format('1.0', 1)}\n" in said
+    assert f"learning_rate=0.1 seed=0: failed with exit code -9, see {name.format('0.1', 0)}\n" in said
+    table = {row[0].removeprefix("optimizer.learning_rate="): row[1:] for row in rows(out)}
+    assert list(table) == ["0.1", "0.01", "1"]
+    lacking = f"seed 0 failed ({name.format('1.0', 0)}), seed 1 diverged ({name.format('1.0', 1)})"
+    assert table["1"] == ["0", "-", "-", "-", "-", "-", lacking]
+    assert table["0.1"][:2] == ["1", "85.00"]
+    assert table["0.1"][-1] == f"seed 0 failed ({name.format('0.1', 0)})"
+    assert table["0.01"][-1] == ""
+
+    # Once more: what failed may have been mended; what diverged would do so again.
+    fake_main.outcomes[1.0, 0] = {}
+    code, out, _ = run(*arguments)
+    assert code == 1
+    assert fake_main.trained() == [("1", "0"), ("0.1", "0")]
+    assert f"seed=1: diverged, see {name.format('1.0', 1)} (trained before)\n" in "".join(fake_main.said_before)
+    assert "seed=1: validation 85.00 %, 10.0 s (trained before)\n" in out
+
+    fake_main.outcomes[0.1, 0] = {}
+    assert run("--grid=optimizer.learning_rate=0.1,0.01", "--seeds=0,1", "--out=here")[0] == 0
+
+
+@pytest.mark.parametrize(("code", "said"), [(130, "interrupted"), (-signal.SIGTERM, "not trained")])
+def test_an_interruption_ends_the_sweep_with_the_table_so_far(run, fake_main, code, said):
+    fake_main.outcomes[0.1, 1] = code
+    arguments = ("--grid=optimizer.learning_rate=0.1,0.01", "--seeds=0,1")
+    code, out, err = run(*arguments)
+    assert code == 130
+    assert err == "fmbench.sweep: interrupted; the same command goes on from there.\n"
+    assert fake_main.trained() == [("0.1", "0"), ("0.1", "1")]
+    assert out.startswith("interrupted\n")
+    assert [(row[1], row[-1]) for row in rows(out)] == [
+        ("1", f"seed 1 {said}"),
+        ("0", "seed 0 not trained, seed 1 not trained"),
+    ]
+
+    del fake_main.outcomes[0.1, 1]
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, "")
+    assert fake_main.trained() == [("0.1", "1"), ("0.01", "0"), ("0.01", "1")]
+    assert [(row[1], row[-1]) for row in rows(out)] == [("2", ""), ("2", "")]
+
+
+def test_table_trains_nothing(run, fake_main):
+    code, out, err = run("--grid=batch_size=40,80", "--table", "--out=a/b")
+    assert (code, err) == (0, "")
+    assert [row[-1] for row in rows(out)] == ["seed 0 not trained"] * 2
+    assert fake_main.commands == []
+    assert rows(Path("a/b/summary.md").read_text()) == rows(out)
+
+
+def test_of_two_devices_records_the_newer_one_counts(run, fake_main, little):
+    assert run("--grid=batch_size=40", "--out=here")[0] == 0
+    (old,) = store.read_all(Path("here")).values()
+    created = "2025-12-31T00:00:00+00:00"
+    older = make_unfinished(
+        "interrupted", old.entry, config=old.config, created=created, environment={"num_devices": 2}
+    )
+    publish(older, Path("here"))
+    _, out, _ = run("--grid=batch_size=40", "--out=here", "--table")
+    assert rows(out)[0][1] == "1"
+
+
+# Processes.
+
+
+PRELUDE = """
+import os, signal, sys, time
+signal.alarm(60)  # no test waits for ever
+"""
+
+
+def run_python(code: str, log: Path) -> int:
+    with interrupt.stop_on_signals() as stop:
+        return sweep.run_process([sys.executable, "-c", f"{PRELUDE}{code}"], log, stop)
+
+
+def test_a_processs_output_is_added_to_its_log(tmp_path, capfd):
+    log = tmp_path / "log"
+    assert run_python("print('first')", log) == 0
+    assert run_python("print('second', file=sys.stderr); sys.exit(3)", log) == 3
+    assert log.read_text() == "first\nsecond\n"
+    assert capfd.readouterr() == ("", "")
+
+
+STOPPABLE = """
+def save(signum, frame):
+    print("told to stop, apart from the terminal:", os.getpgrp() == os.getpid(), flush=True)
+    {then}
+
+signal.signal(signal.SIGTERM, save)
+os.kill(os.getppid(), signal.{signal})
+while True:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_request_to_stop_is_passed_on_once_and_waited_for(tmp_path, name):
+    then = "time.sleep(0.5); print('saved', flush=True); sys.exit(130)"
+    assert run_python(STOPPABLE.format(then=then, signal=name), tmp_path / "log") == 130
+    assert (tmp_path / "log").read_text() == "told to stop, apart from the terminal: True\nsaved\n"
+
+
+def test_a_second_ctrl_c_leaves_no_process_behind(tmp_path):
+    then = "print(os.getpid(), flush=True); os.kill(os.getppid(), signal.SIGINT)"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background may ignore it
+    with pytest.raises(KeyboardInterrupt):
+        run_python(STOPPABLE.format(then=then, signal="SIGINT"), tmp_path / "log")
+    signal.signal(signal.SIGINT, before)
+    pid = int((tmp_path / "log").read_text().split()[-1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_a_real_run_is_interrupted_and_goes_on(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMBENCH_CACHE", str(tmp_path / "cache"))
+    arguments = ("--grid=batch_size=8", "--out=out")
+    ended = threading.Event()
+
+    def interrupt_soon() -> None:
+        while not ended.wait(0.01):
+            if any("epoch 1/20" in log.read_text() for log in Path("out/logs").glob("*.log")):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=interrupt_soon)
+    thread.start()
+    try:
+        code, out, err = run(*arguments, config="little.py:20")
+    finally:
+        ended.set()
+        thread.join()
+    assert code == 130, err
+    assert rows(out)[0][-1] == "seed 0 interrupted"
+    (path,) = Path("out/runs").glob("*.json")
+    done = store.read(path).num_epochs
+    assert 1 <= done < 20
+
+    code, out, err = run(*arguments, config="little.py:20")
+    assert code == 0, err
+    record = store.read(path)
+    assert (record.status, record.num_resumes, record.num_epochs) == ("completed", 1, 20)
+    accuracy = f"{100 * (record.val_accuracy or 0):.2f}"
+    line = f"[1/1] batch_size=8 seed=0: validation {accuracy} %, {record.train_seconds:.1f} s"
+    assert out.startswith(f"{line}\n")
+    assert rows(out)[0][1:3] == ["1", accuracy]
+    (log,) = Path("out/logs").iterdir()
+    before, _, after = log.read_text().partition("resumed from")
+    assert f"epoch {done}/20" in before
+    assert "epoch 20/20" in after
+
+    monkeypatch.setattr(sweep, "run_process", None)  # nothing is left to be run
+    code, out, err = run(*arguments, config="little.py:20")
+    assert code == 0, err
+    assert out.startswith(f"{line} (trained before)\n")

@@ -1,0 +1,204 @@
+"""oneDNN's convolution against Flax's own, and Python functions as custom calls."""
+
+import concurrent.futures
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fmbench import layers
+from fmbench.layers import Conv, convolution, onednn, xla_ffi
+from fmbench.records import store
+
+pytestmark = pytest.mark.skipif(
+    onednn.library() is None, reason=f"{onednn.PACKAGE} is not installed or cannot be loaded here"
+)
+
+# Shape of x, outputs, kernel size, strides, padding.
+CASES = [
+    ((1, 28, 28, 1), 32, (3, 3), 1, "VALID"),
+    ((7, 28, 28, 1), 16, (3, 3), 1, "SAME"),
+    ((5, 13, 13, 32), 64, (3, 3), 1, "VALID"),
+    ((3, 14, 14, 64), 128, (3, 3), 1, "SAME"),
+    ((2, 6, 6, 256), 256, (3, 3), 1, "SAME"),
+    ((6, 28, 28, 16), 32, (3, 3), 2, "SAME"),  # padded more at the end than at the beginning
+    ((6, 7, 9, 3), 5, (3, 3), (2, 1), "SAME"),
+    ((4, 11, 5, 17), 33, (2, 4), 1, ((1, 0), (2, 1))),
+    ((9, 8, 8, 2), 1, (1, 1), 1, "VALID"),
+    ((2, 28, 28, 1), 8, (6, 6), 2, "VALID"),
+    # Few channels, of several pixels of a row at once: four, two, five, and none, as 7 and 11 have no divisors.
+    ((3, 28, 28, 4), 4, (3, 3), 1, "SAME"),
+    ((2, 28, 28, 8), 64, (3, 3), 1, "SAME"),
+    ((2, 6, 11, 3), 3, (2, 2), 1, ((1, 0), (0, 0))),
+    ((2, 7, 7, 4), 4, (3, 3), 1, "SAME"),
+    ((2, 5, 4, 2), 3, (2, 1), 1, ((0, 2), (1, 0))),  # padded more than a mirrored kernel could be
+]
+
+
+@pytest.fixture
+def in_onednn(monkeypatch):
+    """As with one device; the suite has eight, over which convolutions stay in XLA."""
+    monkeypatch.setattr(convolution, "convolves_in_onednn", lambda: True)
+
+
+def convolve(layer_class, case, dtype=jnp.float32, *, use_bias=True, relu=False):
+    """Value and gradients, with respect to x and to the parameters."""
+    shape, outputs, size, strides, padding = case
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape), dtype)
+    layer = layer_class(
+        *(shape[-1], outputs, size),
+        strides=strides,
+        padding=padding,
+        use_bias=use_bias,
+        dtype=dtype,
+        rngs=nnx.Rngs(0),
+    )
+    graphdef, params = nnx.split(layer)
+    if use_bias:
+        params["bias"][...] = jnp.asarray(rng.standard_normal(outputs), jnp.float32)
+
+    def value(params, x):
+        model = nnx.merge(graphdef, params)
+        if layer_class is Conv:
+            return model(x, relu=relu)
+        return nnx.relu(model(x)) if relu else model(x)
+
+    @jax.jit
+    def value_and_gradients(params, x, cotangent):
+        y, pull = jax.vjp(value, params, x)
+        return y, *pull(cotangent)
+
+    y = jax.eval_shape(value, params, x)
+    return value_and_gradients(params, x, jnp.asarray(rng.standard_normal(y.shape), y.dtype))
+
+
+def assert_close(actual, expected, tolerance):
+    """Within `tolerance` of the largest number: that is what rounding in a sum of many terms is like."""
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.abs(e).max())
+
+
+@pytest.mark.usefixtures("in_onednn")
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("relu", [False, True])
+def test_convolution_equals_stock_flax(case, relu):
+    assert_close(convolve(Conv, case, relu=relu), convolve(nnx.Conv, case, relu=relu), 5e-6)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "forward", "backward"),
+    [
+        (4, 4, (3, 6, 4, 16), (3, 6, 4, 16)),
+        (4, 32, (3, 3, 4, 32), (3, 6, 32, 16)),
+        (8, 16, (3, 3, 8, 16), (3, 4, 16, 16)),
+        (16, 16, (3, 3, 16, 16), (3, 3, 16, 16)),
+    ],
+)
+def test_few_channels_are_computed_for_several_pixels(inputs, outputs, forward, backward):
+    """By the kernels that oneDNN gets: four neighbours of four channels see six columns."""
+    kernel, shape = jnp.zeros((3, 3, inputs, outputs)), (2, 28, 28, inputs)
+    window = onednn.Window((3, 3), (1, 1), ((1, 1), (1, 1)))
+    y = jnp.zeros((2, 28, 28, outputs))
+    calls = jax.make_jaxpr(lambda x: onednn.convolution(x, kernel, None, window))(jnp.zeros(shape))
+    assert f"), {forward}, Window" in str(calls)
+    calls = jax.make_jaxpr(lambda y: onednn.convolution_input_grad(y, kernel, shape, window))(y)
+    assert f"), {backward}, Window" in str(calls)
+
+
+@pytest.mark.usefixtures("in_onednn")
+def test_convolution_without_bias():
+    case = CASES[3]
+    assert_close(convolve(Conv, case, use_bias=False), convolve(nnx.Conv, case, use_bias=False), 5e-6)
+
+
+@pytest.mark.usefixtures("in_onednn")
+@pytest.mark.parametrize("case", CASES[:4], ids=str)
+def test_convolution_in_bfloat16(case):
+    actual, expected = convolve(Conv, case, jnp.bfloat16), convolve(nnx.Conv, case)
+    y, params, x_grad = expected
+    expected = y.astype(jnp.bfloat16), params, x_grad.astype(jnp.bfloat16)
+    assert_close(actual, expected, 2e-2)
+
+
+@pytest.mark.usefixtures("in_onednn")
+@pytest.mark.parametrize(("platform", "custom_calls"), [("cpu", 3), ("cuda", 0), ("tpu", 0)])
+def test_only_cpus_get_onednn(platform, custom_calls):
+    graphdef, params = nnx.split(Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)))
+    gradient = jax.jit(
+        jax.grad(lambda params, x: jnp.square(nnx.merge(graphdef, params)(x)).sum(), argnums=(0, 1))
+    )
+    traced = gradient.trace(params, jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32))
+    module = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert module.count("custom_call @onednn") + module.count('custom_call @"onednn') == custom_calls
+    assert ("stablehlo.convolution" in module) == (custom_calls == 0)
+
+
+def test_several_devices_stay_in_xla():
+    assert jax.device_count() > 1
+    assert not layers.convolves_in_onednn()
+
+
+@pytest.mark.usefixtures("in_onednn")
+def test_one_convolution_on_many_threads():
+    """Its memory descriptors are shared, so calls must take turns."""
+    layer = Conv(8, 16, (3, 3), rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(layer)
+    convolve = jax.jit(lambda x: nnx.merge(graphdef, params)(x))
+    rng = np.random.default_rng(0)
+    batches = [jnp.asarray(rng.standard_normal((16, 20, 20, 8)), jnp.float32) for _ in range(8)]
+    expected = [np.asarray(convolve(x)) for x in batches]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            for actual, e in zip(pool.map(lambda x: np.asarray(convolve(x)), batches), expected, strict=True):
+                np.testing.assert_array_equal(actual, e)
+
+
+def test_a_failing_function_fails_the_computation():
+    def fail(x: int, y: int) -> None:
+        raise RuntimeError("no such thing")
+
+    name = xla_ffi.register("test.fail", fail)
+    call = jax.jit(lambda x: jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(x.shape, x.dtype))(x))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"test\.fail: no such thing"):
+        call(jnp.zeros(3)).block_until_ready()
+
+
+def test_an_impossible_convolution_says_which_call_failed():
+    window = onednn.Window((3, 3), (1, 1), ((0, 0), (0, 0)))
+    with pytest.raises(onednn.OneDNNError, match=r"dnnl_.* returned status"):
+        onednn.convolution(jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 3, 5)), jnp.zeros(5), window)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "place"), [(1, "oneDNN"), (8, "XLA")])
+def test_a_run_says_where_its_convolutions_are(run_main, tmp_path, devices, place):
+    done = run_main(
+        *("--config=configs/cnn1.py", "--config.data.source=sample", "--config.batch_size=80"),
+        *("--config.num_epochs=1", f"--workdir={tmp_path / 'work'}", f"--results_dir={tmp_path}"),
+        devices=devices,
+    )
+    assert f"convolutions in {place}\n" in done.stderr
+    (path,) = (tmp_path / "runs").glob("*.json")
+    assert (onednn.PACKAGE in store.read(path).environment.versions) == (place == "oneDNN")
+
+
+def test_without_the_library_convolutions_stay_in_xla():
+    code = """
+import importlib.metadata
+def files(name): raise importlib.metadata.PackageNotFoundError(name)
+importlib.metadata.files = files
+import jax, jax.numpy as jnp
+from flax import nnx
+from fmbench import layers
+print(jax.jit(layers.Conv(1, 2, (3, 3), rngs=nnx.Rngs(0))).lower(jnp.zeros((1, 5, 5, 1))).as_text())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "stablehlo.convolution" in done.stdout
+    assert "custom_call @onednn" not in done.stdout

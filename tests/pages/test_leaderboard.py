@@ -1,0 +1,506 @@
+"""From records to tables: what is ranked with what, what is checked, what is written."""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import ANY
+
+import numpy as np
+import pytest
+from fake_records import LABELS, VERSION, fake_dataset, make_record, make_unfinished, predictions_with, publish
+
+from fmbench import leaderboard as command
+from fmbench.data import fashion_mnist, proof
+from fmbench.pages import leaderboard
+from fmbench.records import schema, store
+from fmbench.records.schema import RunRecord
+
+REPOSITORY = Path(__file__).parents[2]
+MARKS = "\n\n".join(leaderboard.README_MARKS)
+
+
+@pytest.fixture(autouse=True)
+def fake_data(monkeypatch):
+    """Puts the small fake data set in the place of the real one."""
+    versions = {"tfds": VERSION, "sample": "sample"}
+    monkeypatch.setattr(fashion_mnist, "load", lambda source: fake_dataset(versions[source]))
+
+
+@pytest.fixture
+def results_dir(tmp_path) -> Path:
+    """An empty results folder, in an otherwise empty folder."""
+    results_dir = tmp_path / "results"
+    results_dir.mkdir()
+    return results_dir
+
+
+@pytest.fixture
+def run(results_dir, monkeypatch, capsys):
+    """Runs `fmbench.leaderboard`: exit code, standard output and standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["leaderboard", f"--results_dir={results_dir}", *arguments])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def tables(markdown: str) -> list[list[list[str]]]:
+    """Every table's rows below its head, cell by cell."""
+    blocks = re.findall(r"(?:^\|.*\n?)+", markdown, flags=re.MULTILINE)
+    return [[[cell.strip() for cell in row.split("|")[1:-1]] for row in b.splitlines()[2:]] for b in blocks]
+
+
+def table(results_dir: Path) -> list[list[str]]:
+    """The only table."""
+    (only,) = tables((results_dir / "leaderboard.md").read_text())
+    return only
+
+
+def csv_rows(results_dir: Path) -> list[dict[str, str]]:
+    with (results_dir / "leaderboard.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def snapshot(directory: Path) -> dict[Path, tuple[bytes, int]]:
+    """Content and time of every file."""
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in directory.rglob("*") if p.is_file()}
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# The rows.
+
+
+def test_a_row_shows_what_its_record_says(results_dir, run):
+    publish(make_record(wrong=20), results_dir)
+    assert run()[0] == 0
+    assert table(results_dir) == [
+        [
+            "1", "[mlp](../configs/mlp.py)", "384,854", "90.00 (1)", "85.00", "10.0", "20.0", "5.0 / 10.0 / miss",
+            "1,000", "3.0",
+        ]
+    ]  # fmt: skip
+
+
+def test_seeds_of_one_entry_make_one_row(results_dir, run):
+    for seed, wrong, seconds in [(0, 10, 1.0), (1, 20, 2.0), (2, 30, 6.0)]:
+        targets = {"90": seconds, "92": seconds if seed else None, "94": None}
+        record = make_record(
+            seed=seed, wrong=wrong, train_seconds=seconds, val_accuracy=1 - wrong / 100, time_to_target=targets
+        )
+        publish(record, results_dir, wrong=wrong)
+    run()
+    (row,) = table(results_dir)
+    assert row[3] == "90.00 ± 5.00 (3)"  # of 95, 90 and 85 %
+    assert row[4] == "80.00 ± 10.00"
+    assert row[5] == "2.0"
+    assert row[7] == "2.0 / 6.0 / miss"
+    (line,) = csv_rows(results_dir)
+    assert (line["num_seeds"], float(line["test_accuracy"])) == ("3", pytest.approx(0.9))
+    assert float(line["test_accuracy_std"]) == pytest.approx(0.05)
+    assert (line["time_to_90"], line["time_to_92"], line["time_to_94"]) == ("2.0", "6.0", "")
+
+
+def test_rows_stand_by_accuracy_and_share_a_rank_where_the_test_cannot_tell(results_dir, run):
+    # As in test_statistics: three more wrong are not enough, six are.
+    for entry, wrong in [("d", 9), ("b", 3), ("a", 6), ("c", 0)]:
+        publish(make_record(entry, wrong=wrong), results_dir, wrong=wrong)
+    run()
+    rows = [(row[0], row[1][1]) for row in table(results_dir)]
+    assert rows == [("1", "c"), ("1", "b"), ("3", "a"), ("3", "d")]
+    assert [(line["rank"], line["entry"]) for line in csv_rows(results_dir)] == rows
+
+
+def test_the_watched_split_is_told(results_dir, run):
+    publish(make_record("a", watched="test"), results_dir)
+    publish(make_record("b", watched=None, val_accuracy=None, train_images_per_sec=None), results_dir)
+    run()
+    rows = {row[1][1]: row for row in table(results_dir)}
+    assert rows["a"][7] == "5.0 / 10.0 / miss (test)"
+    assert (rows["b"][7], rows["b"][4]) == ("-", "-")
+
+
+def test_compile_time_is_a_cold_compiles(results_dir, run):
+    publish(make_record("a", 0, compile_seconds=7.0), results_dir)
+    publish(make_record("a", 1, compile_seconds=0.1, compile_cached=True), results_dir)
+    publish(make_record("b", compile_seconds=0.1, compile_cached=True), results_dir)
+    run()
+    assert {row[1][1]: row[-1] for row in table(results_dir)} == {"a": "7.0", "b": "cached"}
+
+
+@pytest.mark.parametrize(("dirty", "marked"), [(True, True), (None, True), (False, False)])
+def test_code_that_is_no_commit_is_marked(results_dir, run, dirty, marked):
+    publish(make_record(), results_dir)
+    publish(make_record(seed=1, environment={"git_dirty": dirty}), results_dir)
+    run()
+    text = (results_dir / "leaderboard.md").read_text()
+    assert ("(../configs/mlp.py) \\* |" in text) == marked
+    assert ("not exactly a commit" in text) == marked
+
+
+# What is never ranked together, or at all.
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dtype": "bfloat16"},
+        {"data_version": "2018-01-01"},
+        {"environment": {"device_kind": "Abacus 10"}},
+        {"environment": {"cpu_cores": 64}},
+        {"environment": {"num_devices": 8}},
+        {"environment": {"device_platform": "gpu", "device_kind": "NVIDIA H100"}},
+    ],
+    ids=str,
+)
+def test_runs_under_other_conditions_stand_in_another_table(results_dir, run, monkeypatch, other):
+    if "data_version" in other:
+        monkeypatch.setattr(leaderboard, "_labels", lambda path, record: fake_dataset().test_labels)
+    publish(make_record("a", wrong=0), results_dir, wrong=0)
+    publish(make_record("b", wrong=100, **other), results_dir, wrong=100)
+    assert run()[0] == 0
+    text = (results_dir / "leaderboard.md").read_text()
+    assert [[row[0] for row in rows] for rows in tables(text)] == [["1"], ["1"]]
+    titles = re.findall(r"^## (.*)", text, flags=re.MULTILINE)
+    assert len(set(titles)) == 2
+    assert f"1 x Abacus 9 (2 cores), float32, data of {VERSION}" in titles
+
+
+def test_one_core_is_a_singular(results_dir, run):
+    publish(make_record("a", wrong=0, environment={"cpu_cores": 1}), results_dir, wrong=0)
+    assert run()[0] == 0
+    assert "## 1 x Abacus 9 (1 core), float32, data of" in (results_dir / "leaderboard.md").read_text()
+
+
+def make_old(entry: str, wrong: int, train_images: str = "a" * 64) -> RunRecord:
+    sha256 = {"train-images": train_images, "t10k-labels": proof.sha256(LABELS)}
+    return make_record(entry, wrong=wrong, data_version="old", data_sha256=sha256)
+
+
+def publish_labels(results_dir: Path) -> Path:
+    path = results_dir / "labels" / f"{proof.sha256(LABELS)}.npy"
+    path.parent.mkdir()
+    np.save(path, LABELS)
+    return path
+
+
+def test_runs_on_the_old_data_have_a_table_of_their_own_and_are_checked(results_dir, run):
+    publish(make_record("a", wrong=0), results_dir, wrong=0)
+    publish(make_record("b", wrong=10), results_dir, wrong=10)
+    publish(make_old("a", wrong=20), results_dir, wrong=20)
+    path = publish(make_old("b", wrong=40), results_dir, wrong=40)
+    labels = publish_labels(results_dir)
+    assert run() == (0, ANY, "")
+    text = (results_dir / "leaderboard.md").read_text()
+    assert re.findall(r"^## (.*)", text, flags=re.MULTILINE) == [
+        f"1 x Abacus 9 (2 cores), float32, data of {VERSION}",
+        "1 x Abacus 9 (2 cores), float32, old data (withdrawn 2017-08-31)",
+    ]
+    assert [[row[3] for row in rows] for rows in tables(text)] == [
+        ["100.00 (1)", "95.00 (1)"],
+        ["90.00 (1)", "80.00 (1)"],
+    ]
+    edit(path, test_accuracy=0.99)
+    assert "test_accuracy is 0.99, but its predictions give 0.8" in run("--check")[2]
+    labels.unlink()
+    assert f"{labels}: cannot read the true labels" in run("--check")[2]
+
+
+def test_different_old_data_are_not_ranked_together(results_dir, run):
+    publish_labels(results_dir)
+    publish(make_old("a", wrong=0), results_dir, wrong=0)
+    publish(make_old("b", wrong=9, train_images="b" * 64), results_dir, wrong=9)
+    code, _, err = run()
+    assert code == 2
+    assert "b-cpu-float32-seed0-old.json were made on different data, both called version 'old'" in err
+
+
+def test_the_sample_never_reaches_the_leaderboard(results_dir, run):
+    (results_dir.parent / "README.md").write_text(MARKS)
+    publish(make_record("cheat", data_version="sample"), results_dir)
+    publish(make_unfinished("interrupted", "cheat", 1, data_version="sample"), results_dir)
+    assert run()[0] == 0
+    for path in (
+        results_dir / "leaderboard.md",
+        results_dir / "leaderboard.csv",
+        results_dir.parent / "README.md",
+    ):
+        assert "cheat" not in path.read_text()
+    assert "No records yet" in (results_dir / "leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize("version", ["2018-01-01", VERSION])
+def test_the_sample_cannot_pass_for_the_real_data(results_dir, run, monkeypatch, version):
+    publish(make_record(data_version=version), results_dir)
+    real = {**fake_dataset().sha256, "t10k-labels": "1" * 64}
+    monkeypatch.setattr(fashion_mnist, "load", lambda source: dataclasses.replace(fake_dataset(), sha256=real))
+    code, _, err = run("--check")
+    assert code == 2
+    assert f"mlp-cpu-float32-seed0 was made on data of version {version}, not at hand here" in err
+
+
+@pytest.mark.parametrize("status", ["interrupted", "diverged"])
+def test_an_unfinished_run_is_listed_but_not_ranked(results_dir, run, status):
+    publish(make_record(), results_dir)
+    publish(make_unfinished(status, seed=1, num_epochs=0), results_dir)
+    publish(make_unfinished(status, "vgg_like", num_epochs=0, config={"num_epochs": 50}), results_dir)
+    run()
+    ranked, unfinished = tables((results_dir / "leaderboard.md").read_text())
+    assert [(row[1], row[3]) for row in ranked] == [("[mlp](../configs/mlp.py)", "90.00 (1)")]
+    assert unfinished == [["mlp", "1", status, "0 of 1"], ["vgg_like", "0", status, "0 of 50"]]
+    assert [line["num_seeds"] for line in csv_rows(results_dir)] == ["1"]
+
+
+def test_even_a_tested_run_is_not_ranked_unless_completed(results_dir, run):
+    publish(make_record(wrong=0, status="interrupted"), results_dir)
+    run()
+    assert table(results_dir) == [["mlp", "0", "interrupted", "1 of 1"]]
+    assert csv_rows(results_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": {"num_epochs": 9}}, "num_epochs: 1 -> 9"),
+        ({"config": {"label_smoothing": 0.1}}, "label_smoothing: 0.0 -> 0.1"),
+        ({"num_params": 7}, "num_params: 384854 -> 7"),
+    ],
+)
+def test_different_configs_make_no_row(results_dir, run, change, said):
+    publish(make_record(seed=0), results_dir)
+    publish(make_record(seed=1, **change), results_dir)
+    code, _, err = run()
+    assert code == 2
+    assert "mlp-cpu-float32-seed0" in err
+    assert f"mlp-cpu-float32-seed1.json are runs of different configs ({said})" in err
+
+
+@pytest.mark.parametrize(("ema_decay", "code"), [(0.0, 0), (0.9, 2)])
+def test_a_field_that_an_older_record_lacks_had_its_default(results_dir, run, ema_decay, code):
+    older = make_record(seed=0)
+    del older.config["ema_decay"], older.config["selection"]["easy"]
+    publish(older, results_dir)
+    publish(make_record(seed=1, config={"ema_decay": ema_decay}), results_dir)
+    assert run()[0] == code
+    if code:
+        assert "different configs (ema_decay: 0.0 -> 0.9)" in run()[2]
+    else:
+        assert table(results_dir)[0][3] == "90.00 ± 0.00 (2)"
+
+
+def test_seeds_may_find_the_data_in_different_places(results_dir, run):
+    for seed, place in enumerate([{"dir": None}, {"dir": "here"}, {"source": "csv", "dir": "there"}]):
+        data = make_record().config["data"] | place
+        publish(make_record(seed=seed, config={"data": data}), results_dir)
+    assert run()[0] == 0
+    assert table(results_dir)[0][3] == "90.00 ± 0.00 (3)"
+
+
+def test_a_copied_record_is_no_further_seed(results_dir, run):
+    path = publish(make_record(), results_dir)
+    copy = path.with_name(path.name.replace("seed0", "seed1"))
+    copy.write_bytes(path.read_bytes())
+    assert "its content says mlp-cpu-float32-seed0" in run("--check")[2]
+    edit(copy, seed=1)
+    code, _, err = run("--check")
+    assert code == 2
+    assert "seed is 1, but config.seed 0" in err
+
+
+# --check.
+
+
+@pytest.fixture
+def published(results_dir, run) -> Path:
+    """A results folder and README as they should be; the record's path."""
+    (results_dir.parent / "README.md").write_text(f"# Title\n\n{MARKS}\n\nThe end.\n")
+    path = publish(make_record(), results_dir)
+    assert run()[0] == 0
+    return path
+
+
+def test_check_agrees_with_what_was_just_written(published, run):
+    before = snapshot(published.parents[2])
+    code, out, err = run("--check")
+    assert (code, err) == (0, "")
+    assert out.startswith("The records agree")
+    assert snapshot(published.parents[2]) == before
+
+
+@pytest.mark.parametrize("name", ["results/leaderboard.md", "results/leaderboard.csv", "README.md"])
+def test_check_names_a_file_that_is_out_of_date_and_mends_nothing(published, run, name):
+    stale = published.parents[2] / name
+    stale.write_text(stale.read_text().replace("90.00", "99.00").replace("0.9,", "0.99,"))
+    before = snapshot(published.parents[2])
+    code, _, err = run("--check")
+    assert code == 1
+    assert err == f"{stale} is not what the records say; run python -m fmbench.leaderboard.\n"
+    assert snapshot(published.parents[2]) == before
+
+
+@pytest.mark.parametrize("name", ["leaderboard.md", "leaderboard.csv"])
+def test_check_names_a_missing_file(published, run, name):
+    (published.parents[1] / name).unlink()
+    code, _, err = run("--check")
+    assert code == 1
+    assert name in err
+    assert not (published.parents[1] / name).exists()
+
+
+def test_check_notices_a_new_record(published, results_dir, run):
+    publish(make_record(seed=1), results_dir)
+    assert run("--check")[0] == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["--check"]])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"test_accuracy": 0.95}, "test_accuracy is 0.95, but its predictions give 0.9"),
+        ({"test_accuracy": 0.9000001}, "test_accuracy is 0.9000001"),
+        ({"test_per_class_accuracy": [0.9] * 10}, "test_per_class_accuracy is"),
+        ({"num_test": 100}, "mlp-cpu-float32-seed0 was made on data"),
+        ({"test_accuracy": None}, "test_accuracy is missing from a completed run"),
+    ],
+)
+def test_an_accuracy_that_the_predictions_do_not_give_is_named(published, run, arguments, change, said):
+    edit(published, **change)
+    before = snapshot(published.parents[2])
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert said in err
+    assert "mlp-cpu-float32-seed0" in err
+    assert snapshot(published.parents[2]) == before
+
+
+def test_predictions_that_are_not_the_records_are_named(published, run):
+    np.save(published.with_suffix(".npy"), predictions_with(wrong=19))
+    code, _, err = run("--check")
+    assert code == 2
+    assert "mlp-cpu-float32-seed0.npy: not the predictions of mlp-cpu-float32-seed0.json" in err
+
+
+def test_missing_predictions_are_named(published, run):
+    published.with_suffix(".npy").unlink()
+    code, _, err = run("--check")
+    assert code == 2
+    assert "mlp-cpu-float32-seed0.npy: cannot read the predictions" in err
+
+
+def test_better_predictions_with_their_own_hash_need_their_own_accuracy(published, run):
+    better = predictions_with(wrong=0)
+    np.save(published.with_suffix(".npy"), better)
+    edit(published, predictions_sha256=schema.predictions_sha256(better))
+    assert "but its predictions give 1.0" in run("--check")[2]
+
+
+def test_a_damaged_record_is_one_line(published, run):
+    published.write_text("{")
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    assert err.startswith(f"fmbench.leaderboard: {published}: not a valid record, field 'file'")
+
+
+# Folders and the README.
+
+
+def test_no_records_make_an_empty_leaderboard(results_dir, run):
+    (results_dir.parent / "README.md").write_text(f"a{MARKS}b")
+    assert run()[0] == 0
+    assert "No records yet" in (results_dir / "leaderboard.md").read_text()
+    assert (results_dir / "leaderboard.csv").read_text() == ""
+    assert (results_dir.parent / "README.md").read_text() == f"a{MARKS}b"
+    assert run("--check")[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["absent", "file"])
+def test_a_results_dir_that_is_none_is_refused(results_dir, run, kind):
+    results_dir.rmdir()
+    if kind == "file":
+        results_dir.write_text("")
+    code, _, err = run()
+    assert code == 2
+    assert err == f"fmbench.leaderboard: --results_dir={results_dir} is not a directory.\n"
+
+
+def test_a_file_that_cannot_be_written_is_one_line(results_dir, run):
+    (results_dir / "leaderboard.md").mkdir()
+    code, _, err = run()
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "leaderboard.md" in err
+    assert [path.name for path in results_dir.iterdir()] == ["leaderboard.md"]
+
+
+def test_the_readme_gets_the_table_between_its_marks_and_keeps_the_rest(results_dir, run):
+    readme = results_dir.parent / "README.md"
+    begin, end = leaderboard.README_MARKS
+    readme.write_bytes(f"# Títle\r\n{begin}\nold\n{end}\n\nThe end.\r\n".encode())
+    publish(make_record(), results_dir)
+    assert run()[0] == 0
+    before, _, rest = readme.read_bytes().decode().partition(begin)
+    middle, _, after = rest.partition(end)
+    assert (before, after) == ("# Títle\r\n", "\n\nThe end.\r\n")
+    assert "old" not in middle
+    assert tables(middle)[0][0][1] == "[mlp](configs/mlp.py)"
+    written = readme.read_bytes()
+    assert run()[0] == 0
+    assert readme.read_bytes() == written
+
+
+def test_a_readme_without_marks_is_left_alone(results_dir, run):
+    readme = results_dir.parent / "README.md"
+    readme.write_text("# Title\n")
+    before = snapshot(results_dir.parent)[readme]
+    assert run()[0] == 0
+    assert snapshot(results_dir.parent)[readme] == before
+
+
+@pytest.mark.parametrize("order", ["b", "e", "eb", "bbe", "bee", "bebe"])
+def test_marks_that_make_no_place_are_refused(results_dir, run, order):
+    readme = results_dir.parent / "README.md"
+    marks = dict(zip("be", leaderboard.README_MARKS, strict=True))
+    text = "start\n" + "\n".join(marks[letter] for letter in order) + "\nprecious\n"
+    readme.write_text(text)
+    code, _, err = run()
+    assert code == 2
+    assert f"{readme}: needs {marks['b']} and, below it, {marks['e']}, once each" in err
+    assert readme.read_text() == text
+    assert list(results_dir.iterdir()) == []
+
+
+def test_the_command_works_in_a_terminal_that_knows_only_ascii(results_dir):
+    (results_dir.parent / "README.md").write_text(f"90 ± 1 %\n{MARKS}\n", encoding="utf-8")
+    publish(make_unfinished("diverged"), results_dir)  # for which no labels are needed
+    for path, text in leaderboard.render(results_dir, store.read_all(results_dir)).items():
+        path.write_bytes(text.encode())
+    process = subprocess.run(
+        [sys.executable, "-m", "fmbench.leaderboard", f"--results_dir={results_dir}", "--check"],
+        cwd=REPOSITORY,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("The records agree")
+
+
+def test_help(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "python -m fmbench.leaderboard --check" in out

@@ -1,0 +1,465 @@
+"""The speed records: what holds, what is shown beside what, and what the goals compare."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_records import ENVIRONMENT, EPOCH, make_record, make_unfinished, publish
+
+from fmbench import speedrun as command
+from fmbench.pages import speedrun, speedrun_peers, throughput
+from fmbench.records.schema import Environment, RunRecord
+from fmbench.throughput.measurements import Conditions, Measurements, ModelThroughput, Row
+
+MARKS = "\n\n".join(speedrun.README_MARKS)
+CONFIG_FILE = {"config_file": "configs/speedrun.py"}
+PAGE = Path("results/speedrun.md")
+
+
+def recipe(entry: str, *wrong: int, **changes) -> list[RunRecord]:
+    """A run for each number of wrongly classified images, of 200."""
+    return [
+        make_record(entry, seed, wrong=number, config=CONFIG_FILE, **changes) for seed, number in enumerate(wrong)
+    ]
+
+
+def page(*runs: RunRecord, measurements: Measurements | None = None) -> str:
+    records = {Path(f"runs/{run.name}.json"): run for run in runs}
+    return speedrun.render(Path("results"), records, measurements or Measurements())[PAGE]
+
+
+def rows(markdown: str) -> list[list[str]]:
+    """The cells of all tables' rows below their heads."""
+    blocks = re.findall(r"(?:^\|.*\n?)+", markdown, flags=re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()[2:]]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def row(markdown: str, start: str) -> list[str]:
+    (only,) = (cells for cells in rows(markdown) if cells[0].startswith(start))
+    return only
+
+
+# The records.
+
+
+def test_a_line_shows_what_its_records_say():
+    runs = [
+        make_record(
+            "speedrun-94",
+            seed,
+            wrong=wrong,
+            config=CONFIG_FILE,
+            train_seconds=seconds,
+            train_core_seconds=2 * seconds,
+            compile_seconds=3.0 + seed,
+            num_steps=5000,  # of 256 images
+            flops_per_image=2e8,
+        )
+        for seed, (wrong, seconds) in enumerate([(10, 30.0), (12, 29.0), (14, 1234.5)])
+    ]
+    # Of 95, 94 and 93 %: t(2) = 4.3027, over the root of 3 is 2.484.
+    assert row(page(*runs), "[speedrun-94]") == [
+        "[speedrun-94](../configs/speedrun.py)", "94", "3", "94.000 ± 1.000", "91.52 to 96.48", "2 of 3",
+        "no: 3 of 10 seeds", "30.0 (29.0-1,234.5)", "60.0 (58.0-2,469.0)", "4.0", "1", "384,854", "0.256",
+        "c0ffee", "0.10.0",
+    ]  # fmt: skip
+
+
+def test_a_single_seed_has_no_spread():
+    cells = row(page(*recipe("speedrun-94", 12)), "[speedrun-94]")
+    assert (cells[3], cells[4], cells[7]) == ("94.000", "-", "10.0")
+
+
+@pytest.mark.parametrize(
+    ("entry", "wrong", "verdict"),
+    [
+        ("speedrun-94", [12] * 10, "yes"),  # exactly 94 %
+        ("speedrun-94", [12] * 9, "no: 9 of 10 seeds"),
+        ("speedrun-94", [12] * 9 + [13], "no: **miss**"),  # 93.95 %
+        ("speedrun-94", [11] * 9 + [21], "yes"),  # one seed far below, the mean exactly 94 %
+        ("speedrun-94", [13], "no: **miss**"),
+        ("speedrun-95", [10] * 5, "yes"),
+        ("speedrun-95", [10] * 4, "no: 4 of 5 seeds"),
+        ("speedrun-95", [12] * 5, "no: **miss**"),
+        ("speedrun-93", [14] * 5, "yes"),
+        ("speedrun-96", [8] * 5, "yes"),
+        ("speedrun-96", [9] * 5, "no: **miss**"),
+    ],
+)
+def test_a_record_holds_with_its_mean_at_the_target_and_seeds_enough(entry, wrong, verdict):
+    cells = row(page(*recipe(entry, *wrong)), f"[{entry}]")
+    assert cells[6] == verdict
+    target = int(entry[-2:])
+    assert cells[5] == f"{sum(100 - number / 2 >= target for number in wrong)} of {len(wrong)}"
+
+
+def test_lines_stand_by_target_and_core_seconds_and_misses_stay():
+    runs = [
+        *recipe("speedrun-95", 30, train_core_seconds=1.0),  # a miss, however fast
+        *recipe("speedrun-94", 12, train_core_seconds=50.0),
+        *recipe("speedrun-94+batch_size=9", 12, train_core_seconds=40.0),
+        *recipe("speedrun-93", 2, train_core_seconds=60.0),
+        make_record("mlp"),
+    ]
+    names = [cells[0].partition("]")[0][1:] for cells in rows(page(*runs)) if cells[0].startswith("[")]
+    assert names == ["speedrun-93", "speedrun-94+batch_size=9", "speedrun-94", "speedrun-95"]
+    assert row(page(*runs), "[speedrun-95]")[6] == "no: **miss**"
+
+
+def test_the_recipe_for_accelerators_is_not_run_until_it_is():
+    not_run = "[speedrun-96](../configs/speedrun.py): not run here, needs an accelerator."
+    shortened = recipe("speedrun-96+num_epochs=1", 12)
+    assert not_run in page(*shortened).splitlines()
+    assert "not run here" not in page(*recipe("speedrun-96", 9), make_record("mlp"))
+
+
+def test_conditions_have_tables_of_their_own():
+    text = page(*recipe("speedrun-94", 12), *recipe("speedrun-94", 13, dtype="bfloat16"))
+    first, second = text.split("\n## ")[1:3]
+    assert first.startswith("1 x Abacus 9 (2 cores), bfloat16, data of 2017-08-31\n")
+    assert row(first, "[speedrun-94]")[3] == "93.500"
+    assert second.startswith("1 x Abacus 9 (2 cores), float32, data of 2017-08-31\n")
+    assert row(second, "[speedrun-94]")[3] == "94.000"
+
+
+def test_test_time_augmentation_is_not_ranked_with_the_others():
+    runs = [*recipe("speedrun-94", 12), *recipe("speedrun-94-tta", 11, train_core_seconds=1.0)]
+    before, augmented = page(*runs).split("### With test-time augmentation\n")
+    assert "[speedrun-94]" in before
+    assert "speedrun-94-tta" not in before
+    assert row(augmented, "[speedrun-94-tta]")[3] == "94.500"
+    assert "[speedrun-94]" not in augmented
+
+
+def test_commits_and_versions_are_told_apart():
+    environments: list[dict[str, Any]] = [
+        {"git_commit": "a" * 40},
+        {"git_commit": "a" * 40},
+        {"git_commit": "b" * 40, "git_dirty": True},
+        {"git_commit": None, "git_dirty": None, "versions": {"jax": "0.12.0"}},
+    ]
+    runs = [
+        make_record("speedrun-94", seed, wrong=12, config=CONFIG_FILE, environment=environment)
+        for seed, environment in enumerate(environments)
+    ]
+    assert row(page(*runs), "[speedrun-94]")[-2:] == ["aaaaaaa, bbbbbbb (dirty), none", "0.10.0, 0.12.0"]
+
+
+def test_unfinished_runs_are_told_and_the_sample_is_not():
+    text = page(
+        *recipe("speedrun-94", 12),
+        make_unfinished("diverged", "speedrun-94", 7, config=CONFIG_FILE),
+        make_unfinished("diverged", "mlp", 8),
+        make_unfinished("diverged", "speedrun-94", 9, config=CONFIG_FILE, data_version="sample"),
+        *recipe("speedrun-93", 2, data_version="sample"),
+    )
+    assert rows(text.partition("## Not finished")[2]) == [["speedrun-94", "7", "diverged", "1 of 1"]]
+    assert row(text, "[speedrun-94]")[2] == "1"
+    assert len([cells for cells in rows(text) if "speedrun-9" in cells[0]]) == 4  # a line, two goals, the diverged
+    assert "speedrun-93" not in text
+
+
+def test_student_interval():
+    # t(4) is 2.776445 at 97.5 %; the standard error of 1 to 5 the root of 2.5 / 5.
+    assert speedrun.confidence_interval([1, 2, 3, 4, 5]) == pytest.approx((1.036757, 4.963243), abs=1e-6)
+    assert speedrun.confidence_interval([1]) is None
+
+
+# The goals.
+
+PUBLISHED = speedrun_peers.Way(45, "published")
+
+
+def vgg_like(seed: int, *accuracies: float, entry: str = "vgg_like", **changes: Any) -> RunRecord:
+    """A run that watched the test set, and whose epochs took 100, 110, 120 ... core-seconds."""
+    history = [
+        EPOCH | {"epoch": epoch, "train_core_seconds": 90.0 + 10 * epoch, "test_accuracy": accuracy}
+        for epoch, accuracy in enumerate(accuracies, start=1)
+    ]
+    config = {"num_epochs": len(accuracies)}
+    changes = {"num_epochs": len(accuracies), "history": history, "watched": "test", **changes}
+    return make_record(entry, seed, config=config, **changes)
+
+
+def test_cost_of_vgg_like_is_measured_where_it_got_there():
+    found = speedrun_peers.vgg_like_cost([[vgg_like(0, 0.9399, 0.94, 0.93)]], PUBLISHED)
+    assert found == (210.0, "vgg_like measured here, on the test split")
+    several = [vgg_like(0, 0.95), vgg_like(1, 0.93, 0.95), vgg_like(2, 0.93, 0.93)]
+    # The median, with a miss counted as later.
+    assert speedrun_peers.vgg_like_cost([several], PUBLISHED)[0] == 210.0
+
+
+def test_the_split_that_was_watched_decides():
+    watched_test = vgg_like(0, 0.93, 0.95)
+    assert watched_test.history[0].val_accuracy == 0.85
+    assert speedrun_peers.core_seconds_to(0.85, watched_test) == 100.0
+    assert speedrun_peers.core_seconds_to(0.94, watched_test) == 210.0
+    watched_validation = make_record(
+        "vgg_like", history=[EPOCH | {"val_accuracy": 0.93, "test_accuracy": 0.95}], watched="validation"
+    )
+    assert speedrun_peers.core_seconds_to(0.94, watched_validation) is None
+
+
+def test_a_complete_run_counts_before_a_shortened_one():
+    short, whole = vgg_like(0, 0.95, entry="vgg_like+num_epochs=1"), vgg_like(0, 0.93, 0.95)
+    assert speedrun_peers.vgg_like_cost([[short], [whole]], PUBLISHED)[0] == 210.0
+
+
+def test_otherwise_it_is_the_published_epochs_at_what_an_epoch_costs_here():
+    cost, how = speedrun_peers.vgg_like_cost([[vgg_like(0, 0.85, 0.88, entry="vgg_like+num_epochs=2")]], PUBLISHED)
+    assert cost == 45 * 105
+    assert how == (
+        "vgg_like: 45 epochs (published) x 105.0, the measured core-seconds of an epoch here"
+        " (vgg_like+num_epochs=2)"
+    )
+    assert speedrun_peers.vgg_like_cost([], PUBLISHED) == (None, "no run of vgg_like here")
+
+
+def test_its_epochs_are_those_of_whole_runs_wherever_they_ran():
+    short, whole = vgg_like(0, 0.95, entry="vgg_like+num_epochs=1"), vgg_like(0, 0.93, 0.93, 0.95, 0.93)
+    assert speedrun_peers.vgg_like_way([short, vgg_like(0, 0.95, data_version="old")]) == PUBLISHED
+    assert speedrun_peers.vgg_like_way([short, whole]) == (3, "measured in 1 run of the whole protocol")
+    later = vgg_like(1, 0.93, 0.93, 0.93, 0.94)
+    assert speedrun_peers.vgg_like_way([whole, later]) == (3.5, "measured in 2 runs of the whole protocol")
+    missed = vgg_like(0, 0.93, 0.9399)
+    assert speedrun_peers.vgg_like_way([missed]) == (45, "published; a miss in 1 run of the whole protocol")
+
+
+def test_whole_runs_elsewhere_tell_the_epochs_of_shortened_ones_here():
+    elsewhere = vgg_like(0, 0.93, 0.93, 0.95, dtype="bfloat16")
+    here = vgg_like(1, 0.85, entry="vgg_like+num_epochs=1")
+    text = page(*recipe("speedrun-94", *[12] * 10, train_core_seconds=50.0), here, elsewhere)
+    cells = row(text, "vgg_like to 94 %")
+    assert cells[1:3] == ["300.0 / 50.0", "6.0x"]
+    assert cells[4].startswith("vgg_like: 3 epochs (measured in 1 run of the whole protocol) x 100.0,")
+
+
+@pytest.mark.parametrize(
+    ("cost_94", "goal_94", "cost_95", "goal_95"),
+    [(7.0, "met", 42.0, "met"), (7.0, "met", 42.1, "**missed**"), (7.5, "**missed**", 45.0, "met")],
+)
+def test_goals(cost_94, goal_94, cost_95, goal_95):
+    runs = [
+        *recipe("speedrun-94", *[12] * 10, train_core_seconds=cost_94),
+        *recipe("speedrun-95", *[10] * 5, train_core_seconds=cost_95),
+        vgg_like(0, 0.85, 0.95),
+        vgg_like(0, 0.95, 0.95, 0.95, entry="vgg_like+batch_size=9"),  # not its way
+    ]
+    text = page(*runs)
+    assert row(text, "vgg_like to 94 %") == [
+        "vgg_like to 94 % / speedrun-94", f"210.0 / {cost_94}", f"{210 / cost_94:.1f}x",
+        f"at least 30x: {goal_94}", "vgg_like measured here, on the test split",
+    ]  # fmt: skip
+    assert row(text, "speedrun-95 /") == [
+        "speedrun-95 / speedrun-94", f"{cost_95} / {cost_94}", "6.0x", f"at most 6x: {goal_95}", "",
+    ]  # fmt: skip
+
+
+def test_a_goal_is_not_met_by_records_that_do_not_hold():
+    runs = [
+        *recipe("speedrun-94", *[12] * 9, train_core_seconds=50.0),
+        *recipe("speedrun-95", *[11] * 5, train_core_seconds=100.0),
+    ]
+    assert row(page(*runs), "vgg_like to")[1:] == [
+        "not measured yet", "-", "at least 30x", "no run of vgg_like here; speedrun-94 does not hold",
+    ]  # fmt: skip
+    assert row(page(*runs), "speedrun-95 /")[1:] == [
+        "100.0 / 50.0", "2.0x", "at most 6x", "speedrun-94 does not hold; speedrun-95 does not hold",
+    ]  # fmt: skip
+    text = page(*runs, *recipe("speedrun-95", *[10] * 5, train_core_seconds=100.0), vgg_like(0, 0.95))
+    assert row(text, "vgg_like to")[3] == "at least 30x"
+    assert row(text, "speedrun-95 /")[3] == "at most 6x"
+
+
+def test_goals_of_what_was_not_run_are_open():
+    text = page(*recipe("speedrun-95", *[10] * 5), vgg_like(0, 0.95))
+    assert row(text, "vgg_like to")[1:3] == ["not measured yet", "-"]
+    assert row(text, "speedrun-95 /")[1:] == ["not measured yet", "-", "at most 6x", ""]
+
+
+# Other systems.
+
+
+def measured(*systems: Row, config_file: str = "configs/speedrun.py", name: str = "speedrun-94") -> Measurements:
+    conditions = Conditions(
+        created="2026-02-03T00:00:00+00:00",
+        environment=Environment(**ENVIRONMENT),
+        matmul_flops_per_sec={"float32": 1e9, "bfloat16": 1e9},
+        rounds=3,
+        seconds=1.0,
+    )
+    model = ModelThroughput(
+        conditions=conditions,
+        config_file=config_file,
+        batch_size=256,
+        infer_batch_size=1000,
+        flops_per_image=1e6,
+        rows=list(systems),
+    )
+    return Measurements(models={name: model})
+
+
+def system(name: str, speeds: list[float], core_seconds: list[float], **changes) -> Row:
+    return Row(
+        model="speedrun-94", system=name, batch_size=256, train_images_per_sec=speeds,
+        train_core_seconds_per_1000=core_seconds, **({"dtype": "float32"} | changes),
+    )  # fmt: skip
+
+
+OURS = system("fmbench", [256.0, 512.0, 1024.0], [1.0, 2.0, 4.0])
+
+
+def test_peers_train_the_steps_of_the_recipe():
+    peers = measured(
+        OURS, system("Keras", [256.0], [3.0], dtype="bfloat16"), system("PyTorch", [], [], failure="a | b")
+    )
+    text = page(*recipe("speedrun-94", 12, num_steps=1000), measurements=peers).partition("other systems")[2]
+    assert "speedrun-94: batch 256, 1,000 steps; measured on Abacus 9 (2 cores), 2026-02-03." in text
+    assert rows(text) == [
+        ["**fmbench float32**", "500.0", "0.512", "500.0", "512.0", "1.00x", "1.00x"],
+        ["Keras bfloat16", "1,000.0", "0.768", "1,000.0", "768.0", "2.00x", "1.50x"],
+        ["PyTorch float32", "failed: a \\| b", "", "", "", "", ""],
+    ]
+
+
+def test_vgg_likes_own_way_stands_beside_the_record():
+    """45 epochs of 60,000 // 256 steps of a second, the record 1,000 of half a second; core-seconds 0.512 each."""
+    systems = system("Keras", [256.0], [2.0]), system("PyTorch", [], [], failure="a")
+    vgg_like = measured(*systems, config_file="configs/vgg_like.py", name="vgg_like")
+    both = Measurements(models=measured(OURS).models | vgg_like.models)
+    text = page(*recipe("speedrun-94", 12, num_steps=1000), measurements=both).partition("by its own protocol")[2]
+    assert text.startswith(": 10,530 steps of 256 images, its 45 epochs to 94 % (published), beside the 1,000 of")
+    assert rows(text) == [["Keras float32", "10,530", "5,391", "21.06x", "10.53x"]]
+    for runs, measurements in (
+        ([], both),
+        (recipe("speedrun-95", 12), both),
+        (recipe("speedrun-94", 12), vgg_like),
+    ):
+        assert "by its own protocol" not in page(*runs, measurements=measurements)
+
+
+def test_steps_of_another_recipe_are_not_taken():
+    others = [
+        *recipe("speedrun-94", 12, num_steps=1000, data_version="sample"),
+        *recipe("speedrun-95", 12, num_steps=1000),
+        make_record("speedrun-94", config=CONFIG_FILE | {"batch_size": 128}, dtype="bfloat16"),
+    ]
+    text = page(*others, measurements=measured(OURS)).partition("other systems")[2]
+    assert "speedrun-94: batch 256, not run yet;" in text
+    assert rows(text) == [["**fmbench float32**", "500.0", "0.512", "-", "-", "1.00x", "1.00x"]]
+
+
+def test_without_fmbench_there_is_nothing_to_compare_with():
+    text = page(measurements=measured(system("Keras", [256.0], [])))
+    assert rows(text) == [["Keras float32", "1,000.0", "-", "-", "-", "-", "-"]]
+
+
+def test_what_was_not_measured_says_so():
+    for measurements in (Measurements(), measured(OURS, config_file="configs/mlp.py", name="mlp")):
+        assert page(measurements=measurements).endswith("\n\nNot measured yet.\n")
+
+
+# The command.
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs `fmbench.speedrun` on <tmp_path>/results: exit code, standard output and standard error."""
+    results_dir = tmp_path / "results"
+    results_dir.mkdir()
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["speedrun", f"--results_dir={results_dir}", *arguments])
+        code = 0
+        try:
+            command.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_check_finds_what_is_stale_and_mends_nothing(tmp_path, run):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n{MARKS}\nThe end.\n")
+    stale = tmp_path / "results" / "speedrun.md"
+    assert run("--check")[0] == 1
+    assert not stale.exists()
+    assert run()[0] == 0
+    assert run("--check") == (0, f"The records agree with {stale}, {readme}.\n", "")
+    for run_record in recipe("speedrun-94", 12, 13):
+        publish(run_record, tmp_path / "results")
+    before = stale.read_bytes(), readme.read_bytes()
+    code, _, err = run("--check")
+    assert code == 1
+    assert err == "".join(
+        f"{path} is not what the records say; run python -m fmbench.speedrun.\n" for path in (stale, readme)
+    )
+    assert (stale.read_bytes(), readme.read_bytes()) == before
+    assert run()[0] == 0
+    assert run("--check")[0] == 0
+
+
+def test_the_readme_gets_a_short_table_between_its_marks(tmp_path, run):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n{MARKS}\nThe end.\n")
+    for seed, (wrong, seconds) in enumerate([(11, 10.0), (12, 11.0), (13, 30.0)]):
+        times: dict[str, Any] = {"train_seconds": seconds, "train_core_seconds": 2 * seconds}
+        publish(make_record("speedrun-94", seed, wrong=wrong, config=CONFIG_FILE, **times), tmp_path / "results")
+    publish(recipe("speedrun-94-tta", 1)[0], tmp_path / "results")
+    assert run()[0] == 0
+    begin, end = speedrun.README_MARKS
+    text = readme.read_text()
+    assert text.startswith(f"# Title\n{begin}\n\n**1 x Abacus 9 (2 cores), float32, data of 2017-08-31**\n\n|")
+    assert text.endswith(f"|\n\n{end}\nThe end.\n")
+    assert rows(text) == [
+        [
+            "94", "[speedrun-94](configs/speedrun.py)", "94.000 ± 0.500 (3)", "no: 3 of 10 seeds", "11.0", "22.0",
+            "1", "384,854",
+        ]
+    ]  # fmt: skip
+
+
+def test_no_records_yet(tmp_path, run):
+    (tmp_path / "README.md").write_text(MARKS)
+    assert run()[0] == 0
+    assert "No records yet." in (tmp_path / "results" / "speedrun.md").read_text()
+    assert "No records yet." in (tmp_path / "README.md").read_text()
+
+
+def test_measurements_are_read(tmp_path, run):
+    throughput.write(measured(OURS), tmp_path / "results")
+    assert run()[0] == 0
+    assert "**fmbench float32**" in (tmp_path / "results" / "speedrun.md").read_text()
+
+
+def test_different_configs_make_no_line(tmp_path, run):
+    for seed in (0, 1):
+        config = CONFIG_FILE | {"label_smoothing": seed / 10}
+        publish(make_record("speedrun-94", seed, wrong=12, config=config), tmp_path / "results", wrong=12)
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    assert err.startswith("fmbench.speedrun: ")
+    assert "are runs of different configs (label_smoothing: 0.0 -> 0.1); they make no row" in err
+
+
+def test_marks_that_make_no_place_are_refused(tmp_path, run):
+    readme = tmp_path / "README.md"
+    readme.write_text(speedrun.README_MARKS[0])
+    begin, end = speedrun.README_MARKS
+    assert run() == (2, "", f"fmbench.speedrun: {readme}: needs {begin} and, below it, {end}, once each.\n")
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_a_results_dir_that_is_none_and_a_file_in_the_way_are_one_line(tmp_path, run):
+    page_path = tmp_path / "results" / "speedrun.md"
+    page_path.mkdir()
+    assert run() == (2, "", f"fmbench.speedrun: {page_path}: Is a directory.\n")
+    page_path.rmdir()
+    page_path.parent.rmdir()
+    assert run() == (2, "", f"fmbench.speedrun: --results_dir={page_path.parent} is not a directory.\n")

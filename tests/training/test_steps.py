@@ -1,0 +1,363 @@
+"""The training and evaluation steps: equal on any layout, exact under a mask, ready for every platform."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from fmbench import config as config_lib
+from fmbench.data import fashion_mnist
+from fmbench.errors import UserError
+from fmbench.models import split_model
+from fmbench.training import augment, input_pipeline, parallel, steps
+from fmbench.training.optimizer import make_optimizer
+
+COMPILES_SOONER = {"xla_backend_optimization_level": 0}
+
+
+def set_up(config, num_devices, steps_per_call=1):
+    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    data = input_pipeline.load(config, mesh)
+    tx, _ = make_optimizer(config, data.steps_per_epoch)
+    graphdef, state = steps.init_state(config, tx, mesh)
+    (programs, *_), eval_program = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
+    return data, state, programs, eval_program
+
+
+def train(config, num_devices, num_calls, steps_per_call=1):
+    """After each of a few calls of the step: the state, the losses, and the test evaluation."""
+    data, state, programs, eval_program = set_up(config, num_devices, steps_per_call)
+    after = []
+    for _ in range(num_calls):
+        state, metrics = programs[steps_per_call].run(state, data.train_rows, data.epoch_order(0), data.seed)
+        evaluation = steps.evaluate(eval_program, state, data.eval_batches["test"])
+        after.append((jax.device_get(state), np.atleast_1d(metrics["loss"]), evaluation))
+    return after
+
+
+def fresh_model(config):
+    """Structure, parameters and statistics, as the seed has them."""
+
+    @functools.partial(jax.jit, compiler_options=COMPILES_SOONER)
+    def init():
+        return split_model(steps.make_model(config, None, config.seed))[1:]
+
+    return split_model(nnx.eval_shape(lambda: steps.make_model(config, None, 0)))[0], *init()
+
+
+AUGMENT = {
+    f"augment__{name}": strength
+    for name, strength in {
+        "rotation": 8.0,
+        "crop_padding": 2,
+        "flip": True,
+        "random_erasing": 0.5,
+        "mixup": 0.4,
+    }.items()
+}
+
+
+# cnn4 has all that could differ: dropout, batch norm, pooling. resnet has batch norm alone.
+@pytest.mark.parametrize(
+    ("spec", "strengths", "layouts"),
+    [
+        pytest.param(
+            *("configs/cnn4.py", {"num_epochs": 10}, [(8, "jit"), (1, "pmap"), (8, "pmap")]),  # its first stage
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("configs/resnet.py:8", {}, [(8, "jit"), (8, "pmap")], marks=pytest.mark.slow),
+        ("configs/baseline.py", AUGMENT, [(8, "jit"), (8, "pmap")]),
+        pytest.param(
+            "configs/speedrun.py:95",
+            {"model__stem_width": 4, "model__widths": (4, 8, 12), "batch_size": 48},
+            [(8, "jit"), (8, "pmap")],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_jit_and_pmap_on_one_and_eight_devices_give_the_same_numbers(make_config, spec, strengths, layouts):
+    # One step of SGD, seen through its parameters, and the loss of a second. Adam's first step would divide noise
+    # by noise, and after several steps the kinks of ReLUs and poolings make a difference of 1e-7 any size.
+    sgd = {"batch_size": 40, "optimizer__name": "sgd", "optimizer__learning_rate": 0.1, **strengths}
+    (state, loss, evaluation), (_, second_loss, _) = train(make_config(spec, **sgd), num_devices=1, num_calls=2)
+    for num_devices, mode in layouts:
+        config = make_config(spec, **sgd, parallel=mode)
+        (other_state, other_loss, other_evaluation), (_, other_second, _) = train(config, num_devices, num_calls=2)
+        where = f"{mode} on {num_devices}"
+        np.testing.assert_allclose([other_loss, other_second], [loss, second_loss], rtol=2e-5, err_msg=where)
+        for got, expected in zip(
+            jax.tree.leaves((other_state.params, other_state.model_state)),
+            jax.tree.leaves((state.params, state.model_state)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-5, err_msg=where)
+        np.testing.assert_allclose(other_evaluation.loss, evaluation.loss, rtol=1e-4)
+
+
+def test_several_steps_per_call_do_what_single_steps_do(make_config):
+    config = make_config("configs/mlp.py", batch_size=40)
+    single = train(config, num_devices=1, num_calls=6)
+    scanned = train(config, num_devices=1, num_calls=2, steps_per_call=3)
+    assert scanned[-1][0].step == single[-1][0].step == 6
+    losses = [np.concatenate([loss for _, loss, _ in calls]) for calls in (single, scanned)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def test_an_epoch_that_calls_do_not_divide_gets_a_single_step_too(make_config):
+    config = make_config("configs/mlp.py", batch_size=48)  # 480 images: 10 steps
+    assert set(set_up(config, 1, steps_per_call=4)[2]) == {4, 1}
+    assert set(set_up(config, 1, steps_per_call=5)[2]) == {5}
+
+
+def test_steps_per_call_is_one_on_cpus_and_never_more_than_an_epoch(make_config):
+    config = make_config("configs/mlp.py")
+    assert steps.choose_steps_per_call(config, steps_per_epoch=7) == 1
+    with config.unlocked():
+        config.steps_per_call = 50
+    assert steps.choose_steps_per_call(config, steps_per_epoch=7) == 7
+
+
+@pytest.mark.parametrize(("num_devices", "mode"), [(1, "jit"), (8, "jit"), (8, "pmap")])
+def test_evaluation_is_exact_on_a_size_that_does_not_divide(num_devices, mode):
+    """A fake model whose every answer is known: it says the label that is written into the first pixel."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 203).astype(np.uint8)
+    answers = np.where(rng.random(203) < 0.7, labels, (labels + 1) % 10)
+    images = np.zeros((203, 28, 28), np.uint8)
+    images[:, 0, 0] = answers
+
+    class Oracle(nnx.Module):
+        def __call__(self, images, *, train=False, rngs=None):
+            answer = jnp.round(images[:, 0, 0, 0] * 255).astype(int)
+            # The answer first, then the classes in falling order: label 9 is second, 5 is in no top five.
+            return jnp.arange(10.0) + 100 * jax.nn.one_hot(answer, 10)
+
+    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    batches = parallel.replicate(input_pipeline.padded_batches(images, labels, 64), mesh)
+    program = parallel.compile_step(
+        functools.partial(steps.eval_step, graphdef=nnx.split(Oracle())[0], normalization="unit"),
+        ({}, {}, batches[0]),
+        mesh=mesh,
+        parallel=mode,
+        batch_size=64,
+    )
+    state = steps.TrainState(step=jnp.int32(0), params={}, model_state={}, opt_state=())
+    evaluation = steps.evaluate(program, state, batches)
+
+    logits = np.arange(10.0) + 100 * np.eye(10)[answers]
+    top5 = np.argsort(-logits, axis=1)[:, :5]
+    log_softmax = logits - np.log(np.exp(logits - 110).sum(1, keepdims=True)) - 110
+    assert evaluation.num_examples == 203
+    np.testing.assert_array_equal(evaluation.predictions, answers)
+    assert evaluation.predictions.dtype == np.uint8
+    assert evaluation.accuracy == (answers == labels).mean()
+    assert evaluation.top5_accuracy == (top5 == labels[:, None]).any(1).mean()
+    assert evaluation.per_class_accuracy == [(answers == labels)[labels == c].mean() for c in range(10)]
+    np.testing.assert_allclose(evaluation.loss, -log_softmax[np.arange(203), labels].mean(), rtol=1e-6)
+
+
+def test_the_training_step_is_adam_on_the_mean_loss(make_config):
+    """One step against the same mathematics written down plainly."""
+    plain = {"augment__crop_padding": 0, "augment__flip": False, "augment__random_erasing": 0.0}
+    config = make_config("configs/resnet.py:8", batch_size=48, label_smoothing=0.1, optimizer__name="adam",
+                         optimizer__weight_decay=0.0, schedule__name="constant", **plain)  # fmt: skip
+    data, state, programs, _ = set_up(config, 1)
+    before = jax.device_get(state)
+    order = np.asarray(data.epoch_order(0))
+    after, metrics = programs[1].run(state, data.train_rows, data.epoch_order(0), data.seed)
+
+    dataset = fashion_mnist.load("sample")
+    images = (dataset.train_images[order[:48]][..., None] / 255 - 0.28604) / 0.35302
+    targets = 0.9 * np.eye(10)[dataset.train_labels[order[:48]]] + 0.01
+    graphdef, params, rest = fresh_model(config)
+
+    def loss_fn(params):
+        logits = nnx.merge(graphdef, params, rest, copy=True)(jnp.float32(images), train=True)
+        return -(targets * jax.nn.log_softmax(logits)).sum(1).mean()
+
+    for got, expected in zip(jax.tree.leaves(before.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)  # the initialisation is the seed's
+    loss, grads = jax.jit(jax.value_and_grad(loss_fn), compiler_options=COMPILES_SOONER)(params)
+    tx = optax.adam(config.optimizer.learning_rate)
+    updates, _ = tx.update(grads, tx.init(params))
+    expected_params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    for got, expected in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected_params), strict=True):
+        # Adam's first step is the sign of the gradient times the rate: where that is noise, so is the step.
+        assert np.mean(np.abs(got - expected) > 1e-5) < 0.01
+
+
+def test_the_moving_average_of_weights_and_statistics_is_what_is_evaluated(make_config):
+    config = make_config("configs/resnet.py:8", batch_size=40, ema_decay=0.15)
+    data, state, programs, eval_program = set_up(config, 1)
+    average = jax.device_get((state.params, state.model_state))
+    for decay in (1 / 10, 0.15, 0.15):  # 2 / 11 and 3 / 12 are above 0.15
+        state, _ = programs[1].run(state, data.train_rows, data.epoch_order(0), data.seed)
+        average = jax.tree.map(
+            lambda old, new, decay=decay: decay * old + (1 - decay) * new,
+            average,
+            jax.device_get((state.params, state.model_state)),
+        )
+        for got, expected in zip(jax.tree.leaves(state.average), jax.tree.leaves(average), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+    batches = data.eval_batches["test"]
+    params, model_state = state.average
+    averages = state.replace(params=params, model_state=model_state, average=None)
+    loss = steps.evaluate(eval_program, state, batches).loss
+    assert loss == steps.evaluate(eval_program, averages, batches).loss
+    assert loss != steps.evaluate(eval_program, state.replace(average=None), batches).loss
+
+
+@pytest.mark.parametrize(("num_devices", "mode"), [(1, "jit"), (8, "jit"), (8, "pmap")])
+def test_a_step_remembers_the_losses_of_its_rows(make_config, num_devices, mode):
+    config = make_config("configs/cnn1.py", num_epochs=10, batch_size=40, selection__easy=0.5, parallel=mode)
+    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    data = input_pipeline.load(config, mesh)
+    tx, _ = make_optimizer(config, data.steps_per_epoch)
+    graphdef, state = steps.init_state(config, tx, mesh, num_rows=480)
+    (programs, *_), _ = steps.compile_programs(config, mesh, data, graphdef, tx, state, 1)
+    order = data.epoch_order(0)
+    for step in range(2):
+        state, metrics = programs[1].run(state, data.train_rows, order, data.seed)
+        assert state.losses is not None
+        losses = np.asarray(state.losses["last"])
+        seen = np.asarray(order)[: 40 * (step + 1)]
+        assert np.isfinite(losses[seen]).all()
+        assert np.isinf(np.delete(losses, seen)).all()
+        np.testing.assert_allclose(losses[seen[-40:]].mean(), metrics["loss"], rtol=1e-5)
+        assert np.isinf(state.losses["before_epoch"]).all()
+
+
+def test_without_a_decay_there_is_no_average(make_config):
+    state = set_up(make_config("configs/baseline.py", batch_size=40), 1)[1]
+    assert state.average is None
+    assert state.evaluated == (state.params, state.model_state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_blends_labels_as_it_blends_images(make_config, kind):
+    """The loss of a step against the same mathematics written down plainly."""
+    config = make_config("configs/baseline.py", batch_size=48, augment__flip=True, **{f"augment__{kind}": 1.0})
+    data, state, programs, _ = set_up(config, 1)
+    graphdef, params, rest = fresh_model(config)
+    order = np.asarray(data.epoch_order(0))[:48]
+    _, metrics = programs[1].run(state, data.train_rows, data.epoch_order(0), data.seed)
+
+    dataset, settings = fashion_mnist.load("sample"), config.augment.to_dict()
+
+    @functools.partial(jax.jit, compiler_options=COMPILES_SOONER)
+    def loss(images, labels):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 3), 0)
+        keys = augment.example_keys(key, np.arange(48))
+        images = augment.augment(keys, images, settings)
+        images, share = augment.mix(keys, images, jnp.roll(images, -1, axis=0), settings)
+        targets = share[:, None] * labels + (1 - share[:, None]) * jnp.roll(labels, -1, axis=0)
+        logits = nnx.merge(graphdef, params, rest)(images[..., None] / 255)
+        return -(targets * jax.nn.log_softmax(logits)).sum(axis=1).mean()
+
+    expected = loss(dataset.train_images[order], np.eye(10)[dataset.train_labels[order]])
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_each_stage_has_a_program_of_its_augmentation(make_config):
+    config = make_config("configs/baseline.py", batch_size=48, num_epochs=3)
+    with config.unlocked():
+        for number, flip in enumerate([False, True, False]):
+            config.stages[f"stage{number}"] = config_lib.stage(num_epochs=1)
+            config.stages[f"stage{number}"].augment.flip = flip
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    data = input_pipeline.load(config, mesh)
+    tx, _ = make_optimizer(config, data.steps_per_epoch)
+    graphdef, state = steps.init_state(config, tx, mesh)
+    programs, _ = steps.compile_programs(config, mesh, data, graphdef, tx, state, 1)
+    plain, flipped, plain_again = (stage[1] for stage in programs)
+    assert plain is plain_again
+    losses = [
+        float(
+            program.run(jax.tree.map(jnp.copy, state), data.train_rows, data.epoch_order(0), data.seed)[1]["loss"]
+        )
+        for program in (plain, flipped)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_dropout_drops_other_units_in_every_step(make_config):
+    # The same images and, at a learning rate of zero, the same parameters: the masks are all that can differ.
+    config = make_config("configs/mlp.py", batch_size=480, optimizer__learning_rate=0.0)
+    first, second = train(config, num_devices=1, num_calls=2)
+    assert first[1] != second[1]
+    assert first[2].loss == second[2].loss
+
+
+def test_every_step_sees_its_own_batch_and_an_epoch_sees_each_image_once(make_config):
+    config = make_config("configs/mlp.py", batch_size=50)
+    data = input_pipeline.load(config, parallel.make_mesh(jax.devices()[:1]))
+    first, second = np.asarray(data.epoch_order(0)), np.asarray(data.epoch_order(1))
+    assert data.steps_per_epoch == 9
+    assert len(first) == 450
+    assert len(set(first.tolist())) == 450
+    assert not np.array_equal(first, second)
+    assert set(first.tolist()) != set(second.tolist())  # others are left out
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("spec", ["configs/cnn4.py", "configs/resnet.py:8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_steps_lower_for_every_platform(make_config, spec, platform, dtype):
+    config = make_config(spec, batch_size=40, dtype=dtype, optimizer__name="muon")
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    data = input_pipeline.load(config, mesh)
+    tx, _ = make_optimizer(config, data.steps_per_epoch)
+    graphdef, state = steps.init_state(config, tx, mesh)
+    shard = functools.partial(parallel.Shard, 40, axis_name=None, sharding=None)
+    train_step = functools.partial(
+        steps.train_step,
+        graphdef=graphdef,
+        tx=tx,
+        batch_size=40,
+        normalization="unit",
+        label_smoothing=0.1,
+        ema_decay=0.0,
+        augment=config.augment.to_dict(),
+    )
+    eval_step = functools.partial(steps.eval_step, graphdef=graphdef, normalization="unit")
+    arguments = (state, data.train_rows, data.epoch_order(0), data.seed)
+    batch = data.eval_batches["test"][0]
+    for function, args in [(train_step, arguments), (eval_step, (state.params, state.model_state, batch))]:
+        exported = jax.export.export(
+            jax.jit(lambda start, *a, f=function: f(shard(start), *a)), platforms=[platform]
+        )(jnp.int32(0), *args)
+        assert exported.platforms == (platform,)
+        assert "stablehlo.convolution" in exported.mlir_module()
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_compiled():
+    mesh = parallel.make_mesh(jax.devices()[:8])
+    parallel.check_batch_size("batch_size", 16, mesh)
+    with pytest.raises(UserError, match=r"config\.batch_size is 100.*8 devices.*multiple of 8"):
+        parallel.check_batch_size("batch_size", 100, mesh)
+
+
+def test_flops_are_those_of_the_whole_batch_however_it_is_spread(make_config):
+    config = make_config("configs/mlp.py", batch_size=480)
+    flops = [set_up(config, num_devices)[2][1].flops for num_devices in (1, 8)]
+    # Two per parameter forward; twice that backward but for the images' own gradient, 784 x 256. The rest is
+    # dropout, Adam and the like.
+    matmuls = 480 * (6 * 384_854 - 2 * 784 * 256)
+    assert flops[0] == flops[1]
+    np.testing.assert_allclose(flops[0], matmuls, rtol=0.05)
+
+
+def test_unknown_models_and_arguments_are_named(make_config):
+    with pytest.raises(UserError, match=r"one of mlp, .*cnn1"):
+        steps.make_model(make_config("configs/mlp.py", model__name="lenet"), None, 0)
+    with pytest.raises(UserError, match=r"'mlp'.*depth"):
+        steps.make_model(make_config("configs/resnet.py:20", model__name="mlp"), None, 0)
+    with pytest.raises(UserError, match="6n"):
+        steps.make_model(make_config("configs/resnet.py:21"), None, 0)

@@ -1,0 +1,160 @@
+"""Who may use a work directory, and what --force throws away."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_records import make_record, make_unfinished, predictions_with
+
+from fmbench.errors import UserError
+from fmbench.records import store
+from fmbench.training import workdir
+
+CONFIG = make_record().config
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """Every file below `directory`, but for the lock."""
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(directory).as_posix(): path.read_text() for path in files}
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A work directory with something in it."""
+    directory = tmp_path / "nested" / "run"
+    with workdir.claim(directory, CONFIG, force=False):
+        (directory / "checkpoints").mkdir()
+        (directory / "checkpoints" / "5").write_text("weights")
+        (directory / "metrics.jsonl").write_text("lines")
+    return directory
+
+
+def claim(directory: Path, config=CONFIG, *, force: bool = False) -> None:
+    with workdir.claim(directory, config, force=force):
+        pass
+
+
+def test_the_first_run_stores_its_config(run):
+    assert json.loads(contents(run)["config.json"]) == CONFIG
+
+
+def test_the_same_config_may_come_back_to_what_it_left(run):
+    before = contents(run)
+    claim(run)
+    assert contents(run) == before
+
+
+def test_another_config_is_refused_with_the_difference(run):
+    before = contents(run)
+    with pytest.raises(UserError, match=r"another config \(num_epochs: 1 -> 2, seed: 0 -> 5\)"):
+        claim(run, CONFIG | {"seed": 5, "num_epochs": 2})
+    assert contents(run) == before
+
+
+def test_the_data_may_have_moved_but_not_changed(run):
+    moved = CONFIG | {"data": CONFIG["data"] | {"dir": "elsewhere"}}
+    claim(run, moved)
+    claim(run, moved, force=True)
+    claim(run)
+    with pytest.raises(UserError, match=r"data\.split: default -> all"):
+        claim(run, CONFIG | {"data": CONFIG["data"] | {"split": "all"}})
+
+
+def test_force_starts_anew_with_another_config(run):
+    other = CONFIG | {"seed": 5}
+    claim(run, other, force=True)
+    assert {name: json.loads(text) for name, text in contents(run).items()} == {"config.json": other}
+
+
+def test_force_spares_what_a_link_leads_to(run, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("precious")
+    (run / "link").symlink_to(precious)
+    claim(run, force=True)
+    assert contents(precious) == {"file": "precious"}
+    assert not (run / "link").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"thesis.tex": "ten years of work"},
+        {"config.json": '{"hidden_size": 768}'},  # another program's
+        {"config.json": "[]"},
+        {"config.json": "{"},
+        {"config.json": "", "thesis.tex": "ten years of work"},
+    ],
+)
+def test_a_foreign_directory_is_refused_and_left_alone(tmp_path, foreign, force):
+    for name, text in foreign.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="holds files that are not a run's"):
+        claim(tmp_path, force=force)
+    assert {path.name for path in tmp_path.iterdir()} == set(foreign)
+    assert contents(tmp_path) == foreign
+
+
+def test_an_empty_directory_will_do(tmp_path):
+    claim(tmp_path)
+    assert list(contents(tmp_path)) == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300])
+def test_a_place_where_no_directory_can_be_is_refused(tmp_path, name):
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(UserError, match="--workdir="):
+        claim(tmp_path / name)
+    assert contents(tmp_path) == {"file": "a file"}
+
+
+def test_a_second_process_is_kept_out_until_the_first_ends_or_dies(run):
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import json, sys, pathlib\n"
+            "from fmbench.training import workdir\n"
+            "with workdir.claim(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), force=False):\n"
+            "    print('claimed', flush=True)\n"
+            "    sys.stdin.read()\n",
+            run,
+            json.dumps(CONFIG),
+        ],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "claimed\n"
+        before = contents(run)
+        for force in (False, True):
+            with pytest.raises(UserError, match="in use by another run"):
+                claim(run, force=force)
+        assert contents(run) == before
+        holder.kill()
+    claim(run)
+
+
+def test_a_run_is_finished_when_its_record_and_predictions_are_whole(tmp_path):
+    assert not workdir.is_finished(tmp_path)
+    store.write(make_unfinished("interrupted"), None, tmp_path / "record")
+    assert not workdir.is_finished(tmp_path)
+    store.write(make_record(status="interrupted"), predictions_with(wrong=20), tmp_path / "record")
+    assert not workdir.is_finished(tmp_path)
+    store.write(make_record(), predictions_with(wrong=20), tmp_path / "record")
+    assert workdir.is_finished(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["record.json", "record.npy"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"damaged")])
+def test_a_run_with_a_damaged_record_is_not_finished(tmp_path, name, damage):
+    store.write(make_record(), predictions_with(wrong=20), tmp_path / "record")
+    damage(tmp_path / name)
+    assert not workdir.is_finished(tmp_path)
