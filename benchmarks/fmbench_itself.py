@@ -28,7 +28,7 @@ from ml_collections import config_dict
 import fmbench
 from fmbench import config as config_lib
 from fmbench.system import runtime
-from fmbench.training import augment, input_pipeline, parallel, selection, steps
+from fmbench.training import input_pipeline, parallel, steps
 from fmbench.training.optimizer import make_optimizer
 
 INFER_BATCHES = 10
@@ -114,9 +114,9 @@ def make_config(job: protocol.Job) -> config_dict.ConfigDict:
         config.label_smoothing = job.label_smoothing
         config.ema_decay = job.ema_decay
         config.grad_clip_norm = job.grad_clip_norm
-        config.selection.update(selection.no_selection().to_dict() | job.selection)
+        config.selection.update(config_lib.no_selection().to_dict() | job.selection)
         first_stage = config.stages[min(config.stages)] if config.stages else config
-        first_stage.augment.update(augment.no_augmentation().to_dict() | job.augment)
+        first_stage.augment.update(config_lib.no_augmentation().to_dict() | job.augment)
     return config_lib.finalize(config, job.config)
 
 

@@ -13,7 +13,6 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from fmbench.errors import UserError
-from fmbench.training import augment, selection
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -41,11 +40,11 @@ def base_config() -> config_dict.ConfigDict:
     config.early_stopping_patience = 0  # epochs without a better validation accuracy; 0: off
     config.watch = "validation"  # evaluated after each epoch: validation, test (as some references did), none
 
-    config.augment = augment.no_augmentation()  # in training, where there are no stages
+    config.augment = no_augmentation()  # in training, where there are no stages
     # Stages of the run, in the order of their names (stage1, stage2, ...), each from `stage`.
     config.stages = config_dict.ConfigDict()
 
-    config.selection = selection.no_selection()  # of the examples that an epoch visits, by their losses
+    config.selection = no_selection()  # of the examples that an epoch visits, by their losses
 
     config.data = config_dict.ConfigDict()
     config.data.source = "tfds"  # csv, idx: the files in data.dir; sample: the few hundred images of the tests
@@ -86,12 +85,37 @@ def base_config() -> config_dict.ConfigDict:
     return config
 
 
+def no_augmentation() -> config_dict.ConfigDict:
+    """All strengths, at zero."""
+    augment = config_dict.ConfigDict()
+    augment.rotation = 0.0  # degrees, uniform within +-
+    augment.shift = 0.0  # in both directions, as a fraction of the side, uniform within +-
+    augment.zoom = 0.0  # of each axis by itself: uniform within 1 +-
+    augment.shear = 0.0  # degrees, uniform within +-
+    augment.crop_padding = 0  # pixels of black all around before a random crop of the old size
+    augment.flip = False  # left-right, for every other image
+    augment.cutout = 0  # side in pixels of a black square anywhere
+    augment.random_erasing = 0.0  # probability of a rectangle of noise
+    augment.mixup = 0.0  # alpha of the Beta distribution of the weights
+    augment.cutmix = 0.0  # likewise; of mixup and cutmix only one may be on
+    return augment
+
+
+def no_selection() -> config_dict.ConfigDict:
+    """The settings, for epochs that visit every example once."""
+    selection = config_dict.ConfigDict()
+    selection.easy = 0.0  # fraction of the examples that count as easy, at most half; 0: no selection
+    selection.keep = 0.3  # probability of an easy example to be visited in an epoch
+    selection.after_epochs = 2  # that visit all
+    return selection
+
+
 def stage(num_epochs: int) -> config_dict.ConfigDict:
     """A stage for `config.stages`, to be filled in."""
     config = config_dict.ConfigDict()
     config.num_epochs = num_epochs
     config.learning_rate = 0.0  # peak; 0: the optimizer's
-    config.augment = augment.no_augmentation()
+    config.augment = no_augmentation()
     return config
 
 
@@ -102,7 +126,7 @@ class Stage(NamedTuple):
     num_epochs: int
     last_epoch: int  # of the run, counted from 1
     learning_rate: float
-    augment: augment.Settings
+    augment: dict[str, Any]  # as `no_augmentation` has it
 
 
 def stages(config: config_dict.ConfigDict) -> list[Stage]:
@@ -309,10 +333,10 @@ def _check(config: config_dict.ConfigDict) -> None:
     for key, least in minimum.items():
         if not flat[key] >= least:  # also catches nan
             raise UserError(f"config.{key} is {flat[key]}; it must be at least {least}.")
-    augment.check("augment", config.augment.to_dict())
-    selection.check(config.selection.to_dict())
+    _check_augment("augment", config.augment.to_dict())
+    _check_selection(config.selection.to_dict())
     for name, one in config.stages.items():
-        augment.check(f"stages.{name}.augment", one.augment.to_dict())
+        _check_augment(f"stages.{name}.augment", one.augment.to_dict())
         for field, least in (("num_epochs", 1), ("learning_rate", 0)):
             if not one[field] >= least:
                 raise UserError(f"config.stages.{name}.{field} is {one[field]}; it must be at least {least}.")
@@ -340,6 +364,29 @@ def _check(config: config_dict.ConfigDict) -> None:
         )
     if uses_features and any(any(stage.augment.values()) for stage in stages(config)):
         raise UserError("features are computed once, so the images cannot be augmented; drop config.augment.")
+
+
+def _check_augment(field: str, settings: dict[str, Any]) -> None:
+    """Refuses strengths that mean nothing."""
+    most = {"shift": 1, "zoom": 0.99, "cutout": 28, "random_erasing": 1, "crop_padding": 28}
+    for name, value in settings.items():
+        if not 0 <= value <= most.get(name, float("inf")):
+            limit = f" and at most {most[name]}" if name in most else ""
+            raise UserError(f"config.{field}.{name} is {value}; it must be at least 0{limit}.")
+    if settings["mixup"] and settings["cutmix"]:
+        raise UserError(f"config.{field} has both mixup and cutmix; take one of them.")
+
+
+def _check_selection(settings: dict[str, Any]) -> None:
+    """Refuses settings that mean nothing."""
+    for name, most in (("easy", 0.5), ("keep", 1)):
+        if not 0 <= settings[name] <= most:
+            raise UserError(f"config.selection.{name} is {settings[name]}; it must be between 0 and {most}.")
+    if settings["after_epochs"] < 1:
+        raise UserError(
+            f"config.selection.after_epochs is {settings['after_epochs']}; it must be at least 1: before they are "
+            "visited, examples have no losses."
+        )
 
 
 def _relative_to_repository(path: str) -> str:

@@ -10,44 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from ml_collections import config_dict
 
-from fmbench.errors import UserError
 from fmbench.layers import random_words
 
 SIDE = 28  # pixels
-Settings = dict[str, Any]  # as `no_augmentation` has them
-
-
-def no_augmentation() -> config_dict.ConfigDict:
-    """All strengths, at zero."""
-    augment = config_dict.ConfigDict()
-    augment.rotation = 0.0  # degrees, uniform within +-
-    augment.shift = 0.0  # in both directions, as a fraction of the side, uniform within +-
-    augment.zoom = 0.0  # of each axis by itself: uniform within 1 +-
-    augment.shear = 0.0  # degrees, uniform within +-
-    augment.crop_padding = 0  # pixels of black all around before a random crop of the old size
-    augment.flip = False  # left-right, for every other image
-    augment.cutout = 0  # side in pixels of a black square anywhere
-    augment.random_erasing = 0.0  # probability of a rectangle of noise
-    augment.mixup = 0.0  # alpha of the Beta distribution of the weights
-    augment.cutmix = 0.0  # likewise; of mixup and cutmix only one may be on
-    return augment
-
-
-def check(field: str, settings: Settings) -> None:
-    """Refuses strengths that mean nothing.
-
-    Raises:
-        UserError: Naming config.<field> and what was expected.
-    """
-    most = {"shift": 1, "zoom": 0.99, "cutout": SIDE, "random_erasing": 1, "crop_padding": SIDE}
-    for name, value in settings.items():
-        if not 0 <= value <= most.get(name, float("inf")):
-            limit = f" and at most {most[name]}" if name in most else ""
-            raise UserError(f"config.{field}.{name} is {value}; it must be at least 0{limit}.")
-    if settings["mixup"] and settings["cutmix"]:
-        raise UserError(f"config.{field} has both mixup and cutmix; take one of them.")
+Settings = dict[str, Any]  # as `fmbench.config.no_augmentation` has them
 
 
 def example_keys(key: jax.Array, positions: ArrayLike) -> jax.Array:
@@ -61,7 +28,7 @@ def augment(keys: jax.Array, images: ArrayLike, settings: Settings) -> jax.Array
     Args:
         keys: One for each image, (n,).
         images: (n, 784) or (n, 28, 28), any real dtype, grey levels.
-        settings: As `no_augmentation` has them; mixup and cutmix are `mix`'s.
+        settings: As `fmbench.config.no_augmentation` has them; mixup and cutmix are `mix`'s.
 
     Returns:
         float32 (n, 28, 28), grey levels; the images themselves where all strengths are zero.
@@ -99,7 +66,7 @@ def mix(
         keys: One for each image, (n,).
         images: float32 (n, 28, 28).
         partners: float32 (n, 28, 28).
-        settings: As `no_augmentation` has them.
+        settings: As `fmbench.config.no_augmentation` has them.
 
     Returns:
         The mixed images, and the image's own share of each, float32 (n,): 1 minus that of its partner, for labels.

@@ -36,7 +36,7 @@ class Data:
     watched: Literal["validation", "test"] | None  # the split of eval_batches that is evaluated after each epoch
     version: str
     sha256: dict[str, str]
-    selection: dict[str, Any] | None = None  # as `selection.no_selection` has it
+    selection: dict[str, Any] | None = None  # as `config.no_selection` has it
 
     @property
     def steps_per_epoch(self) -> int:

@@ -10,40 +10,8 @@ References:
     with epochs that visit all.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from ml_collections import config_dict
-
-from fmbench.errors import UserError
-
-Settings = dict[str, Any]  # as `no_selection` has them
-
-
-def no_selection() -> config_dict.ConfigDict:
-    """The settings, for epochs that visit every example once."""
-    selection = config_dict.ConfigDict()
-    selection.easy = 0.0  # fraction of the examples that count as easy, at most half; 0: no selection
-    selection.keep = 0.3  # probability of an easy example to be visited in an epoch
-    selection.after_epochs = 2  # that visit all
-    return selection
-
-
-def check(settings: Settings) -> None:
-    """Refuses settings that mean nothing.
-
-    Raises:
-        UserError: Naming config.selection.<field> and what was expected.
-    """
-    for name, most in (("easy", 0.5), ("keep", 1)):
-        if not 0 <= settings[name] <= most:
-            raise UserError(f"config.selection.{name} is {settings[name]}; it must be between 0 and {most}.")
-    if settings["after_epochs"] < 1:
-        raise UserError(
-            f"config.selection.after_epochs is {settings['after_epochs']}; it must be at least 1: before they are "
-            "visited, examples have no losses."
-        )
 
 
 def unknown_losses(num_rows: int) -> dict[str, jax.Array]:

@@ -69,7 +69,7 @@ def train_step(
         normalization: As `input_pipeline.normalize` takes it.
         label_smoothing: Probability that the target gives away to all classes.
         ema_decay: Of the moving average of params and model_state, if the state has one.
-        augment: As `augment.no_augmentation` has it.
+        augment: As `config.no_augmentation` has it.
 
     Returns:
         The state after the update, and the batch's mean loss and accuracy before it; the accuracy is that on the

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from fmbench import config as config_lib
 from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.training import augment
@@ -19,7 +20,7 @@ def images():
 
 
 def settings(**strengths):
-    return augment.no_augmentation().to_dict() | strengths
+    return config_lib.no_augmentation().to_dict() | strengths
 
 
 def run(images, **strengths):
@@ -167,4 +168,4 @@ def test_only_key_and_image_decide(images):
 )
 def test_meaningless_strengths_are_refused(strengths, message):
     with pytest.raises(UserError, match=message):
-        augment.check("augment", settings(**strengths))
+        config_lib._check_augment("augment", settings(**strengths))
