@@ -76,7 +76,7 @@ class FmbenchItself:
         (self.train_programs, *_), self.eval_program = steps.compile_programs(
             self.config, self.mesh, self.data, self.graphdef, self.tx, self.state, steps_per_call
         )
-        return self.train_programs[steps_per_call].flops / self.config.batch_size
+        return self.train_programs[steps_per_call].count_flops() / self.config.batch_size
 
     def train_step(self) -> tuple[int, Any]:
         epoch, done = divmod(self.steps_done, self.data.steps_per_epoch)

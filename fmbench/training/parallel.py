@@ -38,31 +38,10 @@ def check_batch_size(field: str, batch_size: int, mesh: Mesh) -> None:
         )
 
 
-class Shard(NamedTuple):
-    """The part of the global batch that one call of a step function works on."""
-
-    size: int  # examples
-    start: jax.Array  # int32 scalar: where it begins in the global batch
-    axis_name: str | None  # mapped axis over which to reduce (pmap), or None (jit)
-    sharding: NamedSharding | None  # how to lay the examples over the devices (jit), or None (pmap)
-
-    def constrain(self, indices: jax.Array) -> jax.Array:
-        """Lays per-example values out over the devices."""
-        if self.sharding is None:
-            return indices
-        return jax.lax.with_sharding_constraint(indices, self.sharding)
-
-    def mean(self, tree: Any) -> Any:
-        """Mean over the parts of the batch."""
-        return tree if self.axis_name is None else jax.lax.pmean(tree, self.axis_name)
-
-    def sum(self, tree: Any) -> Any:
-        """Sum over the parts of the batch."""
-        return tree if self.axis_name is None else jax.lax.psum(tree, self.axis_name)
-
-    def concatenate(self, x: jax.Array) -> jax.Array:
-        """Per-example values of the whole batch, (size, ...) -> (global batch, ...)."""
-        return x if self.axis_name is None else jax.lax.all_gather(x, self.axis_name, tiled=True)
+def my_part(batch_size: int) -> jax.Array:
+    """Within a step: the places in the global batch of this device's examples, int32 (batch_size / devices,)."""
+    size = batch_size // jax.lax.axis_size(AXIS)
+    return jax.lax.axis_index(AXIS) * size + jnp.arange(size)
 
 
 _cache_hits: list[str] = []
@@ -74,12 +53,18 @@ def _note_cache_hit(event: str, **kwargs: Any) -> None:
         _cache_hits.append(event)
 
 
+def map_over(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step on every device of the mesh, with its axis bound; arguments and results are whole on each."""
+    whole = PartitionSpec()
+    return jax.shard_map(step, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+
+
 class Program(NamedTuple):
     """A compiled step."""
 
     run: Callable[..., Any]
-    flops: float  # of one step on the whole batch, counted by XLA before optimisation
     cached: bool  # came from the persistent compile cache
+    count_flops: Callable[[], float]  # of the program on the whole batch, counted by XLA before optimisation
 
 
 def compile_step(
@@ -88,42 +73,39 @@ def compile_step(
     *,
     mesh: Mesh,
     parallel: str,
-    batch_size: int,
     donate_first: bool = False,
 ) -> Program:
-    """Compiles `step(shard, *arguments)`, in which `arguments` are replicated, and so are its results.
+    """Compiles `step(*arguments)`, which every device runs on its own part of the batch.
 
-    With 'jit' one program sees the whole batch and XLA splits it along the mesh; with 'pmap' each device runs the
-    step on its part and reduces over the axis by itself. Both give the same numbers.
+    Within the step the axis `AXIS` is bound: `my_part` tells a device its part, and what the parts give is brought
+    together by `jax.lax.pmean` and its like. Arguments and results are whole on every device. 'jit' maps the step
+    with `jax.shard_map`, 'pmap' with `jax.pmap`; both give the same numbers.
     """
-    size = batch_size if parallel == "jit" else batch_size // mesh.size
+    # The arrays themselves may have been donated when the FLOPs are counted.
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     if parallel == "jit":
-        sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-        make_shard = functools.partial(Shard, size, axis_name=None, sharding=sharding)
-        replicated = NamedSharding(mesh, PartitionSpec())
-        starts = replicate(np.int32(0), mesh)
-        transform = functools.partial(jax.jit, out_shardings=replicated)
+        transformed = jax.jit(map_over(mesh, step), donate_argnums=(0,) if donate_first else ())
     else:
-        make_shard = functools.partial(Shard, size, axis_name=AXIS, sharding=None)
-        starts = jax.device_put(
-            np.arange(mesh.size, dtype=np.int32) * size, NamedSharding(mesh, PartitionSpec(AXIS))
-        )
-        transform = functools.partial(
-            jax.pmap,
+        # pmap wants something to map over: the devices' numbers, which nobody reads.
+        numbers = jax.device_put(np.arange(mesh.size), NamedSharding(mesh, PartitionSpec(AXIS)))
+        arguments = (numbers, *arguments)
+        transformed = jax.pmap(
+            lambda _, *arguments: step(*arguments),
             axis_name=AXIS,
-            in_axes=(0, *(None for _ in arguments)),
+            in_axes=(0, *(None for _ in arguments[1:])),
             out_axes=None,
             devices=list(mesh.devices.flat),
+            donate_argnums=(1,) if donate_first else (),
         )
-
-    def whole_step(start: jax.Array, *arguments: Any) -> Any:
-        return step(make_shard(jnp.asarray(start)), *arguments)
-
-    mapped = transform(whole_step, donate_argnums=(1,) if donate_first else ())
     hits = len(_cache_hits)
-    compiled = mapped.lower(starts, *arguments).compile()
-    # XLA does not count in custom calls, which the program may have on CPUs, and never has on TPUs.
-    for_tpu = jax.jit(mapped).trace(starts, *arguments).lower(lowering_platforms=("tpu",))
-    costs = for_tpu.cost_analysis() or {}
-    flops = costs.get("flops", 0.0) * batch_size / size
-    return Program(functools.partial(compiled, starts), flops, cached=len(_cache_hits) > hits)
+    compiled = transformed.lower(*arguments).compile()
+    run = compiled if parallel == "jit" else functools.partial(compiled, numbers)
+
+    def count_flops() -> float:
+        # On one device, since others repeat what is not per example; for TPUs, whose programs have no custom
+        # calls, in which XLA cannot count.
+        on_one = map_over(make_mesh(jax.devices()[:1]), step)
+        costs = jax.jit(on_one).trace(*shapes).lower(lowering_platforms=("tpu",)).cost_analysis() or {}
+        return costs.get("flops", 0.0)
+
+    return Program(run, len(_cache_hits) > hits, count_flops)

@@ -204,7 +204,7 @@ def _run(
         model=config.model.name,
         num_params=steps.count(state.params) + steps.count(state.model_state),
         num_trainable_params=steps.count(state.params),
-        flops_per_image=train_programs[0][steps_per_call].flops / config.batch_size,
+        flops_per_image=train_programs[0][steps_per_call].count_flops() / config.batch_size,
         data_version=data.version,
         data_sha256=data.sha256,
         num_train=data.num_train,

@@ -18,7 +18,7 @@ from fmbench.models import MODELS, split_arguments, split_model
 from fmbench.training import augment as augmentation
 from fmbench.training import input_pipeline, parallel, selection
 from fmbench.training.input_pipeline import Batch
-from fmbench.training.parallel import Program, Shard
+from fmbench.training.parallel import AXIS, Program
 
 MAX_STEPS_PER_CALL = 100
 
@@ -41,7 +41,6 @@ class TrainState:
 
 
 def train_step(
-    shard: Shard,
     state: TrainState,
     rows: Batch,
     order: jax.Array,
@@ -55,10 +54,9 @@ def train_step(
     ema_decay: float,
     augment: augmentation.Settings,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update on the next batch of the epoch.
+    """One update on the next batch of the epoch, of which each device sees its part.
 
     Args:
-        shard: The part of the batch to work on.
         state: Before the update.
         rows: The train set on the device.
         order: Rows of the epoch in the order of their visit, int32 (steps_per_epoch * batch_size,).
@@ -83,12 +81,12 @@ def train_step(
     def examples(positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Keys, augmented images and labels at these places of the global batch."""
         indices = order.at[first + positions].get(mode="promise_in_bounds")
-        batch = input_pipeline.gather(rows, shard.constrain(indices))
+        batch = input_pipeline.gather(rows, indices)
         keys = augmentation.example_keys(augment_key, positions)
         images = augmentation.augment(keys, batch["image"], augment) if any(augment.values()) else batch["image"]
         return keys, images, batch["label"]
 
-    positions = shard.start + jnp.arange(shard.size)
+    positions = parallel.my_part(batch_size)
     keys, images, label = examples(positions)
     targets = jax.nn.one_hot(label, 10)
     if augmentation.mixes(augment):
@@ -107,7 +105,7 @@ def train_step(
 
     (loss, (losses, logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     accuracy = (logits.argmax(axis=-1) == label).mean()
-    grads, metrics = shard.mean((grads, {"loss": loss, "accuracy": accuracy}))
+    grads, metrics = jax.lax.pmean((grads, {"loss": loss, "accuracy": accuracy}), AXIS)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
@@ -118,12 +116,12 @@ def train_step(
     known_losses = state.losses
     if known_losses:
         indices = jax.lax.dynamic_slice(order, (first,), (batch_size,))
-        known_losses = selection.update(known_losses, indices, shard.concatenate(losses), starts_epoch=first == 0)
+        losses = jax.lax.all_gather(losses, AXIS, tiled=True)
+        known_losses = selection.update(known_losses, indices, losses, starts_epoch=first == 0)
     return TrainState(state.step + 1, params, model_state, opt_state, average, known_losses), metrics
 
 
 def eval_step(
-    shard: Shard,
     params: Any,
     model_state: Any,
     batch: Batch,
@@ -136,7 +134,7 @@ def eval_step(
     Returns:
         loss, correct, correct_top5, class_correct (10,), class_count (10,), and the predictions (batch_size,).
     """
-    batch = input_pipeline.gather(batch, shard.constrain(shard.start + jnp.arange(shard.size)))
+    batch = input_pipeline.gather(batch, parallel.my_part(len(batch["label"])))
     model = nnx.merge(graphdef, params, model_state, copy=True)
     images = input_pipeline.normalize(batch["image"], normalization)
     logits = model(images).astype(jnp.float32)
@@ -145,16 +143,14 @@ def eval_step(
     correct = mask * (predictions == label)
     top5 = jax.lax.top_k(logits, 5)[1]
     classes = jax.nn.one_hot(label, 10)
-    sums = shard.sum(
-        {
-            "loss": jnp.sum(mask * optax.softmax_cross_entropy_with_integer_labels(logits, label)),
-            "correct": jnp.sum(correct),
-            "correct_top5": jnp.sum(mask * (top5 == label[:, None]).any(axis=-1)),
-            "class_correct": correct @ classes,
-            "class_count": mask @ classes,
-        }
-    )
-    return sums | {"predictions": shard.concatenate(predictions)}
+    sums = {
+        "loss": jnp.sum(mask * optax.softmax_cross_entropy_with_integer_labels(logits, label)),
+        "correct": jnp.sum(correct),
+        "correct_top5": jnp.sum(mask * (top5 == label[:, None]).any(axis=-1)),
+        "class_correct": correct @ classes,
+        "class_count": mask @ classes,
+    }
+    return jax.lax.psum(sums, AXIS) | {"predictions": jax.lax.all_gather(predictions, AXIS, tiled=True)}
 
 
 class Evaluation(NamedTuple):
@@ -208,15 +204,14 @@ def init_state(
     Raises:
         UserError: As `make_model`.
     """
-    axis_name = parallel.AXIS if config.parallel == "pmap" else None
-    graphdef = split_model(nnx.eval_shape(lambda: make_model(config, axis_name, 0)))[0]
+    graphdef = split_model(nnx.eval_shape(lambda: make_model(config, AXIS, 0)))[0]
 
     # Run once, so not worth optimising: on CPUs LLVM takes 17 of ResNet-20's 19 seconds for the random numbers.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)
     def init(seed: jax.Array) -> TrainState:
-        _, params, model_state = split_model(make_model(config, axis_name, seed))
+        _, params, model_state = split_model(make_model(config, AXIS, seed))
         average = (params, model_state) if config.ema_decay else None
         losses = selection.unknown_losses(num_rows) if config.selection.easy else None
         return TrainState(jnp.int32(0), params, model_state, tx.init(params), average, losses)
@@ -263,8 +258,8 @@ def compile_programs(
             augment=augment,
         )
 
-        def steps(length: int, shard: Shard, state: TrainState, *arguments: Any):
-            return jax.lax.scan(lambda state, _: step(shard, state, *arguments), state, length=length)
+        def steps(length: int, state: TrainState, *arguments: Any):
+            return jax.lax.scan(lambda state, _: step(state, *arguments), state, length=length)
 
         return {
             length: parallel.compile_step(
@@ -272,7 +267,6 @@ def compile_programs(
                 (state, data.train_rows, data.epoch_order(0), data.seed),
                 mesh=mesh,
                 parallel=config.parallel,
-                batch_size=config.batch_size,
                 donate_first=True,
             )
             for length in lengths
@@ -288,7 +282,6 @@ def compile_programs(
         (state.params, state.model_state, data.eval_batches["test"][0]),
         mesh=mesh,
         parallel=config.parallel,
-        batch_size=config.eval_batch_size,
     )
     return train_programs, eval_program
 

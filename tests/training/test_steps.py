@@ -143,7 +143,6 @@ def test_evaluation_is_exact_on_a_size_that_does_not_divide(num_devices, mode):
         ({}, {}, batches[0]),
         mesh=mesh,
         parallel=mode,
-        batch_size=64,
     )
     state = steps.TrainState(step=jnp.int32(0), params={}, model_state={}, opt_state=())
     evaluation = steps.evaluate(program, state, batches)
@@ -315,7 +314,6 @@ def test_the_steps_lower_for_every_platform(make_config, spec, platform, dtype):
     data = input_pipeline.load(config, mesh)
     tx, _ = make_optimizer(config, data.steps_per_epoch)
     graphdef, state = steps.init_state(config, tx, mesh)
-    shard = functools.partial(parallel.Shard, 40, axis_name=None, sharding=None)
     train_step = functools.partial(
         steps.train_step,
         graphdef=graphdef,
@@ -329,10 +327,8 @@ def test_the_steps_lower_for_every_platform(make_config, spec, platform, dtype):
     eval_step = functools.partial(steps.eval_step, graphdef=graphdef, normalization="unit")
     arguments = (state, data.train_rows, data.epoch_order(0), data.seed)
     batch = data.eval_batches["test"][0]
-    for function, args in [(train_step, arguments), (eval_step, (state.params, state.model_state, batch))]:
-        exported = jax.export.export(
-            jax.jit(lambda start, *a, f=function: f(shard(start), *a)), platforms=[platform]
-        )(jnp.int32(0), *args)
+    for function, args in ((train_step, arguments), (eval_step, (state.params, state.model_state, batch))):
+        exported = jax.export.export(jax.jit(parallel.map_over(mesh, function)), platforms=[platform])(*args)
         assert exported.platforms == (platform,)
         assert "stablehlo.convolution" in exported.mlir_module()
 
@@ -346,7 +342,7 @@ def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_compile
 
 def test_flops_are_those_of_the_whole_batch_however_it_is_spread(make_config):
     config = make_config("configs/mlp.py", batch_size=480)
-    flops = [set_up(config, num_devices)[2][1].flops for num_devices in (1, 8)]
+    flops = [set_up(config, num_devices)[2][1].count_flops() for num_devices in (1, 8)]
     # Two per parameter forward; twice that backward but for the images' own gradient, 784 x 256. The rest is
     # dropout, Adam and the like.
     matmuls = 480 * (6 * 384_854 - 2 * 784 * 256)
