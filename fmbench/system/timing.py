@@ -41,6 +41,10 @@ class Stopwatch:
             lap.core_seconds = time.process_time() - core_start
             self.add({name: lap.seconds}, {name: lap.core_seconds})
 
+    def to_json(self, *, wall: float) -> dict[str, dict[str, float]]:
+        """All seconds so far, as `add` takes them, and those of the whole run."""
+        return {"seconds": {**self.seconds, "wall": wall}, "core_seconds": dict(self.core_seconds)}
+
     def add(self, seconds: Mapping[str, float], core_seconds: Mapping[str, float]) -> None:
         """Adds what an earlier process measured."""
         self.seconds.update(seconds)

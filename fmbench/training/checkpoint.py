@@ -11,22 +11,17 @@ policies = ocp.training.preservation_policies
 
 
 class Checkpoints:
-    """The checkpoints of a run: the latest and the best on validation.
+    """The checkpoints of a run, of which the latest is kept.
 
     Args:
         directory: Created if absent.
     """
 
     def __init__(self, directory: Path):
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["val_accuracy"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
         self._checkpointer = ocp.training.Checkpointer(
             directory.resolve(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+            preservation_policy=policies.LatestN(1),
             cleanup_tmp_directories=True,
         )
         self._saving: Any = None
@@ -40,7 +35,7 @@ class Checkpoints:
         metadata = self._checkpointer.metadata(latest.step)
         return self._checkpointer.load(latest.step, shapes), metadata.custom_metadata
 
-    def save(self, step: int, state: Any, progress: dict[str, Any], val_accuracy: float | None) -> None:
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Starts saving; the arrays are copied before this returns, the writing goes on behind.
 
         A step that is saved already, because the run was stopped before it did another, is left as it is.
@@ -49,12 +44,10 @@ class Checkpoints:
             step: Steps done.
             state: Any pytree of arrays.
             progress: What resuming needs beside the state, as JSON.
-            val_accuracy: By which the best is chosen, or None if validation was not evaluated at this step.
         """
         if self._checkpointer.latest and self._checkpointer.latest.step == step:
             return
-        metrics = None if val_accuracy is None else {"val_accuracy": val_accuracy}
-        self._saving = self._checkpointer.save_async(step, state, metrics=metrics, custom_metadata=progress)
+        self._saving = self._checkpointer.save_async(step, state, custom_metadata=progress)
 
     def wait(self) -> None:
         """Returns when everything is on disk."""

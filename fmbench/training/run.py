@@ -1,27 +1,31 @@
 """A whole run, top to bottom: set up, compile, restore, train, evaluate, export, record."""
 
-import itertools
 import math
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from ml_collections import config_dict
 
 from fmbench import config as config_lib
 from fmbench import layers
 from fmbench.data import fashion_mnist
 from fmbench.models import exported
-from fmbench.records import machine, schema, store
+from fmbench.records import store
+from fmbench.records.schema import RunRecord, Status
 from fmbench.system.interrupt import StopRequest, stop_on_signals
 from fmbench.system.timing import Stopwatch, seconds_since_process_start
-from fmbench.training import checkpoint, input_pipeline, parallel, selection, steps, workdir
+from fmbench.training import input_pipeline, parallel, selection, steps, workdir
+from fmbench.training.checkpoint import Checkpoints
 from fmbench.training.metric_writer import MetricWriter
 from fmbench.training.optimizer import make_optimizer
 from fmbench.training.progress import Progress
+from fmbench.training.record import Diary, is_finite, make_record
 from fmbench.training.steps import Evaluation, Program, TrainState
 
 CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late a signal is answered
@@ -29,7 +33,7 @@ CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late 
 
 def train_and_evaluate(
     config: config_dict.ConfigDict, directory: Path, *, results_dir: Path, force: bool = False
-) -> schema.RunRecord:
+) -> RunRecord:
     """Trains, evaluates and leaves a record, or goes on where an earlier call stopped.
 
     Args:
@@ -59,104 +63,56 @@ def train_and_evaluate(
 
 def _run(
     config: config_dict.ConfigDict, directory: Path, stop: StopRequest
-) -> tuple[schema.RunRecord, np.ndarray | None]:
+) -> tuple[RunRecord, np.ndarray | None]:
     began = time.perf_counter()
     stopwatch = Stopwatch()
-
-    # Set up: proven data on the devices, and a fresh state.
-    with stopwatch("setup"):
-        mesh = parallel.make_mesh()
-        parallel.check_batch_size("batch_size", config.batch_size, mesh)
-        parallel.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
-        data = input_pipeline.load(config, mesh)
-        num_steps = config.num_epochs * data.steps_per_epoch
-        stages = config_lib.stages(config)
-        steps_per_call = steps.choose_steps_per_call(config, data.steps_per_epoch)
-        tx, schedule = make_optimizer(config, data.steps_per_epoch)
-        graphdef, state = steps.init_state(config, tx, mesh, len(data.train_rows["label"]))
-
-    # Compile ahead of time, apart from the training that is timed.
-    with stopwatch("compile"):
-        train_programs, eval_program = steps.compile_programs(
-            config, mesh, data, graphdef, tx, state, steps_per_call
-        )
+    plan, state = _prepare(config, stopwatch)
 
     # Restore. All randomness comes from the seed and the step: the state is all there is to a run.
     with stopwatch("setup"):
-        checkpoints = checkpoint.Checkpoints(directory / "checkpoints")
-        restored = checkpoints.restore(state)
-        if restored:
-            state, progress = restored
-            progress["num_resumes"] += 1
-            stopwatch.add(progress["seconds"], progress["core_seconds"])
-        else:
-            progress = {"history": [], "stages": [], "epoch": _no_sums(), "num_resumes": 0}
+        checkpoints = Checkpoints(directory / "checkpoints")
+        state, diary = _restore(checkpoints, state, stopwatch)
         began -= stopwatch.seconds["wall"]
         step = int(state.step)
         writer = MetricWriter(directory, step)
-    display = Progress(num_steps=num_steps, first_step=step, batch_size=config.batch_size)
-    display.line(
-        f"{config.entry} seed {config.seed}: {steps.count(state.params):,} trainable parameters, "
-        f"{data.num_train:,} train images, {config.num_epochs} epochs of {data.steps_per_epoch} steps, "
-        f"{config.dtype} on {mesh.size} x {jax.devices()[0].device_kind}, "
-        f"convolutions in {'oneDNN' if layers.convolves_in_onednn() else 'XLA'}"
-    )
-    if restored:
-        display.line(f"resumed from {directory} after step {step} of {num_steps}")
+    display = Progress(num_steps=plan.num_steps, first_step=step, batch_size=config.batch_size)
+    display.line(_first_line(config, plan, state))
+    if diary.num_resumes:
+        display.line(f"resumed from {directory} after step {step} of {plan.num_steps}")
 
     # Train.
-    status: schema.Status = "completed"
-    eval_speeds: list[float] = []
-
-    def evaluate(split: str) -> Evaluation:
-        with stopwatch("eval") as lap:
-            evaluation = steps.evaluate(eval_program, state, data.eval_batches[split])
-        eval_speeds.append(evaluation.num_examples / lap.seconds)
-        return evaluation
-
+    status: Status = "completed"
     evaluations: dict[str, Evaluation] = {}  # of the present state, by split
-    while step < num_steps and not _stopped_early(config, progress["history"]):
-        stage = len(progress["stages"])
-        sums = progress["epoch"]
+    while step < plan.num_steps and not diary.is_stuck(config.early_stopping_patience):
+        stage = plan.stages[len(diary.stages)]
+        programs = plan.train_programs[len(diary.stages)]
         with stopwatch("train") as lap:
-            state, metrics = _train_epoch(train_programs[stage], state, step, data, stop, display, stopwatch)
+            state, metrics = _train_epoch(programs, state, step, plan.data, stop, display, stopwatch)
         step += len(metrics["loss"])
-        sums["steps"] += len(metrics["loss"])
-        sums["loss"] += float(metrics["loss"].sum(dtype=np.float64))
-        sums["accuracy"] += float(metrics["accuracy"].sum(dtype=np.float64))
-        sums["seconds"] += lap.seconds
-        sums["core_seconds"] += lap.core_seconds
-        if not math.isfinite(sums["loss"]):
+        diary.add_steps(metrics, lap)
+
+        ends_epoch = diary.epoch["steps"] == plan.data.steps_per_epoch
+        ends_stage = ends_epoch and len(diary.history) + 1 == stage.last_epoch
+        watched = [plan.data.watched] if plan.data.watched and ends_epoch else []
+        splits = plan.data.eval_batches if ends_stage else watched
+        evaluations = _evaluate(plan, state, splits, stopwatch)
+        if not math.isfinite(diary.epoch["loss"]) or not is_finite(evaluations):
             status = "diverged"
             break
-
-        evaluations = {}
-        if sums["steps"] == data.steps_per_epoch:
-            ends_stage = len(progress["history"]) + 1 == stages[stage].last_epoch
-            for split in data.eval_batches:
-                if ends_stage or split == data.watched:
-                    evaluations[split] = evaluate(split)
-            if not _is_finite(evaluations):
-                status = "diverged"
-                break
-            epoch = _describe_epoch(data, step, float(schedule(step - 1)), sums, evaluations)
+        if ends_epoch:
+            epoch = diary.end_epoch(plan.data, step, float(plan.schedule(step - 1)), evaluations)
             writer.write(**epoch)
             display.line(_epoch_line(epoch, config.num_epochs))
-            progress["history"].append(epoch)
-            progress["epoch"] = _no_sums()
-            if ends_stage:
-                progress["stages"].append(_describe_stage(stages[stage], progress["history"], evaluations))
-                if len(stages) > 1:
-                    display.line(f"{stages[stage].name} ends: test accuracy {evaluations['test'].accuracy:.2%}")
+        if ends_stage:
+            diary.end_stage(stage, evaluations)
+            if len(plan.stages) > 1:
+                display.line(f"{stage.name} ends: test accuracy {evaluations['test'].accuracy:.2%}")
 
         # Wait for the writing, so that it takes nothing from the next epoch's clock.
         with stopwatch("checkpoint"):
-            progress["seconds"] = stopwatch.seconds | {"wall": time.perf_counter() - began}
-            progress["core_seconds"] = dict(stopwatch.core_seconds)
-            choose_by = evaluations.get("validation") if data.watched == "validation" else None
-            checkpoints.save(step, state, progress, choose_by.accuracy if choose_by else None)
+            checkpoints.save(step, state, diary.to_json() | stopwatch.to_json(wall=time.perf_counter() - began))
             checkpoints.wait()
-        if stop.signum and step < num_steps:
+        if stop.signum and step < plan.num_steps:
             status = "interrupted"
             break
     display.close()
@@ -165,97 +121,85 @@ def _run(
 
     # Evaluate the last state, as far as that has not been done, and export the model.
     if status == "completed":
-        evaluations |= {split: evaluate(split) for split in data.eval_batches if split not in evaluations}
-        if not _is_finite(evaluations):
-            status = "diverged"
-    if status != "completed":
-        evaluations = {}
-    else:
+        evaluations |= _evaluate(plan, state, plan.data.eval_batches.keys() - evaluations, stopwatch)
+        status = "completed" if is_finite(evaluations) else "diverged"
+    if status == "completed":
         with stopwatch("checkpoint"):
-            description = {
-                "entry": config.entry,
-                "seed": config.seed,
-                "model": config.model.to_dict(),
-                "dtype": config.dtype,
-                "normalization": config.data.normalization,
-                "features": config.features.to_dict(),
-                "class_names": fashion_mnist.CLASS_NAMES,
-                "test_accuracy": evaluations["test"].accuracy,
-            }
+            description = _describe_model(config, evaluations["test"])
             exported.export_model(directory / "model", *state.evaluated, description)
+    else:
+        evaluations = {}
 
-    # Record.
-    history = [schema.Epoch(**epoch) for epoch in progress["history"]]
-    speed = statistics.median(epoch.train_images_per_sec for epoch in history) if history else None
-    last = history[-1] if history else None
-    test, validation = evaluations.get("test"), evaluations.get("validation")
-    record = schema.RunRecord(
-        schema_version=1,
-        status=status,
-        created=machine.now(),
-        entry=config.entry,
-        config_file=config.config_file,
-        config=config_lib.to_json(config),
-        seed=config.seed,
-        dtype=config.dtype,
-        parallel=config.parallel,
-        steps_per_call=steps_per_call,
-        batch_size=config.batch_size,
-        model=config.model.name,
-        num_params=steps.count(state.params) + steps.count(state.model_state),
-        num_trainable_params=steps.count(state.params),
-        flops_per_image=train_programs[0][steps_per_call].count_flops() / config.batch_size,
-        data_version=data.version,
-        data_sha256=data.sha256,
-        num_train=data.num_train,
-        num_validation=data.num_validation,
-        num_test=data.num_test,
-        watched=data.watched,
-        num_epochs=len(history),
-        num_steps=step,
-        num_resumes=progress["num_resumes"],
-        train_loss=last.train_loss if last else None,
-        train_accuracy=last.train_accuracy if last else None,
-        val_loss=validation.loss if validation else None,
-        val_accuracy=validation.accuracy if validation else None,
-        test_loss=test.loss if test else None,
-        test_accuracy=test.accuracy if test else None,
-        test_top5_accuracy=test.top5_accuracy if test else None,
-        test_per_class_accuracy=test.per_class_accuracy if test else None,
-        predictions_sha256=schema.predictions_sha256(test.predictions) if test else None,
-        first_step_seconds=stopwatch.first_step,
-        setup_seconds=stopwatch.seconds["setup"],
-        compile_seconds=stopwatch.seconds["compile"],
-        compile_cached=all(
-            program.cached for programs in [*train_programs, {0: eval_program}] for program in programs.values()
-        ),
-        train_seconds=stopwatch.seconds["train"],
-        eval_seconds=stopwatch.seconds["eval"],
-        checkpoint_seconds=stopwatch.seconds["checkpoint"],
-        train_core_seconds=stopwatch.core_seconds["train"],
-        eval_core_seconds=stopwatch.core_seconds["eval"],
+    record = make_record(
+        config,
+        status,
+        plan.data,
+        state,
+        diary,
+        evaluations,
+        stopwatch,
+        steps_per_call=plan.steps_per_call,
+        flops_per_image=plan.train_programs[0][plan.steps_per_call].count_flops() / config.batch_size,
+        compile_cached=all(program.cached for program in plan.programs),
+        eval_images_per_sec=statistics.median(plan.eval_speeds) if plan.eval_speeds else None,
         wall_seconds=time.perf_counter() - began,
-        train_images_per_sec=speed,
-        eval_images_per_sec=statistics.median(eval_speeds) if eval_speeds else None,
-        step_time_ms=1000 * config.batch_size / speed if speed else None,
-        peak_memory_bytes=machine.peak_memory_bytes(),
-        time_to_target=_time_to_target(history, data.watched),
-        history=history,
-        stages=[schema.StageResult(**stage) for stage in progress["stages"]],
-        environment=machine.environment(),
     )
-    if status == "interrupted":
-        display.line(f"interrupted after step {step} of {num_steps}; the same command goes on from there.")
-    elif status == "diverged":
-        display.line(
-            f"diverged: the loss is no finite number any more by step {step}; a smaller learning rate may help."
-        )
-    if test:
-        display.line(
-            f"test accuracy {test.accuracy:.2%} after {record.train_seconds:.1f} s of training "
-            f"({record.train_core_seconds:.1f} core-seconds), {speed:,.0f} images/s"
-        )
-    return record, test.predictions if test else None
+    display.line(_last_line(record, plan.num_steps))
+    return record, evaluations["test"].predictions if evaluations else None
+
+
+class Plan(NamedTuple):
+    """What a run consists of, but for its state."""
+
+    data: input_pipeline.Data
+    stages: list[config_lib.Stage]
+    num_steps: int
+    steps_per_call: int
+    schedule: optax.Schedule
+    train_programs: list[dict[int, Program]]  # of each stage, by the number of steps they do
+    eval_program: Program
+    eval_speeds: list[float]  # images per second of every evaluation so far
+
+    @property
+    def programs(self) -> list[Program]:
+        return [self.eval_program, *(program for stage in self.train_programs for program in stage.values())]
+
+
+def _prepare(config: config_dict.ConfigDict, stopwatch: Stopwatch) -> tuple[Plan, TrainState]:
+    """Proven data on the devices, a fresh state, and programs, compiled apart from the training that is timed."""
+    with stopwatch("setup"):
+        mesh = parallel.make_mesh()
+        parallel.check_batch_size("batch_size", config.batch_size, mesh)
+        parallel.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+        data = input_pipeline.load(config, mesh)
+        steps_per_call = steps.choose_steps_per_call(config, data.steps_per_epoch)
+        tx, schedule = make_optimizer(config, data.steps_per_epoch)
+        graphdef, state = steps.init_state(config, tx, mesh, len(data.train_rows["label"]))
+    with stopwatch("compile"):
+        programs = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
+    num_steps = config.num_epochs * data.steps_per_epoch
+    return Plan(data, config_lib.stages(config), num_steps, steps_per_call, schedule, *programs, []), state
+
+
+def _restore(checkpoints: Checkpoints, state: TrainState, stopwatch: Stopwatch) -> tuple[TrainState, Diary]:
+    """The latest checkpoint's state and diary, or the fresh state and an empty diary."""
+    restored = checkpoints.restore(state)
+    if not restored:
+        return state, Diary()
+    state, progress = restored
+    stopwatch.add(progress.pop("seconds"), progress.pop("core_seconds"))
+    diary = Diary(**progress)
+    diary.num_resumes += 1
+    return state, diary
+
+
+def _evaluate(plan: Plan, state: TrainState, splits: Iterable[str], stopwatch: Stopwatch) -> dict[str, Evaluation]:
+    evaluations = {}
+    for split in splits:
+        with stopwatch("eval") as lap:
+            evaluations[split] = steps.evaluate(plan.eval_program, state, plan.data.eval_batches[split])
+        plan.eval_speeds.append(evaluations[split].num_examples / lap.seconds)
+    return evaluations
 
 
 def _train_epoch(
@@ -301,56 +245,27 @@ def _train_epoch(
     return state, metrics
 
 
-def _no_sums() -> dict[str, float]:
-    """What an epoch adds up, step by step."""
-    return {"steps": 0, "loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "core_seconds": 0.0}
-
-
-def _describe_epoch(
-    data: input_pipeline.Data,
-    step: int,
-    learning_rate: float,
-    sums: dict[str, float],
-    evaluations: dict[str, Evaluation],
-) -> dict[str, Any]:
-    """A finished epoch, as `schema.Epoch` has it."""
-    epoch = {
-        "epoch": step // data.steps_per_epoch,
-        "step": step,
-        "learning_rate": learning_rate,
-        "train_loss": sums["loss"] / sums["steps"],
-        "train_accuracy": sums["accuracy"] / sums["steps"],
-        "train_seconds": sums["seconds"],
-        "train_core_seconds": sums["core_seconds"],
-        "train_images_per_sec": sums["steps"] * data.batch_size / sums["seconds"],
-    }
-    if data.watched:
-        evaluation = evaluations[data.watched]
-        prefix = "val" if data.watched == "validation" else "test"
-        epoch |= {f"{prefix}_loss": evaluation.loss, f"{prefix}_accuracy": evaluation.accuracy}
-    return epoch
-
-
-def _describe_stage(
-    stage: config_lib.Stage, history: list[dict[str, Any]], evaluations: dict[str, Evaluation]
-) -> dict[str, Any]:
-    """A stage whose last epoch ends `history`, as `schema.StageResult` has it."""
-    epochs = history[-stage.num_epochs :]
-    validation = evaluations.get("validation")
+def _describe_model(config: config_dict.ConfigDict, test: Evaluation) -> dict[str, Any]:
+    """What goes with the exported model."""
     return {
-        "name": stage.name,
-        "num_epochs": stage.num_epochs,
-        "learning_rate": stage.learning_rate,
-        "augment": {name: float(strength) for name, strength in stage.augment.items()},
-        "train_seconds": sum(epoch["train_seconds"] for epoch in epochs),
-        "train_core_seconds": sum(epoch["train_core_seconds"] for epoch in epochs),
-        "val_accuracy": validation.accuracy if validation else None,
-        "test_accuracy": evaluations["test"].accuracy,
+        "entry": config.entry,
+        "seed": config.seed,
+        "model": config.model.to_dict(),
+        "dtype": config.dtype,
+        "normalization": config.data.normalization,
+        "features": config.features.to_dict(),
+        "class_names": fashion_mnist.CLASS_NAMES,
+        "test_accuracy": test.accuracy,
     }
 
 
-def _is_finite(evaluations: dict[str, Evaluation]) -> bool:
-    return all(math.isfinite(evaluation.loss) for evaluation in evaluations.values())
+def _first_line(config: config_dict.ConfigDict, plan: Plan, state: TrainState) -> str:
+    return (
+        f"{config.entry} seed {config.seed}: {steps.count(state.params):,} trainable parameters, "
+        f"{plan.data.num_train:,} train images, {config.num_epochs} epochs of {plan.data.steps_per_epoch} steps, "
+        f"{config.dtype} on {jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"convolutions in {'oneDNN' if layers.convolves_in_onednn() else 'XLA'}"
+    )
 
 
 def _epoch_line(epoch: dict[str, Any], num_epochs: int) -> str:
@@ -366,23 +281,15 @@ def _epoch_line(epoch: dict[str, Any], num_epochs: int) -> str:
     )
 
 
-def _stopped_early(config: config_dict.ConfigDict, history: list[dict[str, Any]]) -> bool:
-    """Whether the best validation accuracy is `early_stopping_patience` epochs old."""
-    if not config.early_stopping_patience or not history:
-        return False
-    accuracies = [epoch["val_accuracy"] for epoch in history]
-    best = accuracies.index(max(accuracies))
-    return len(accuracies) - 1 - best >= config.early_stopping_patience
-
-
-def _time_to_target(history: list[schema.Epoch], watched: str | None) -> dict[str, float | None]:
-    """Training seconds at the first end of an epoch at or above each target; None for a miss."""
-    seconds = list(itertools.accumulate(epoch.train_seconds for epoch in history))
-    accuracies = [epoch.val_accuracy if watched == "validation" else epoch.test_accuracy for epoch in history]
-    return {
-        target: next(
-            (s for s, a in zip(seconds, accuracies, strict=True) if a is not None and a >= int(target) / 100),
-            None,
+def _last_line(record: RunRecord, num_steps: int) -> str:
+    if record.status == "interrupted":
+        return f"interrupted after step {record.num_steps} of {num_steps}; the same command goes on from there."
+    if record.status == "diverged":
+        return (
+            f"diverged: the loss is no finite number any more by step {record.num_steps}; a smaller learning rate "
+            "may help."
         )
-        for target in schema.TARGETS
-    }
+    return (
+        f"test accuracy {record.test_accuracy:.2%} after {record.train_seconds:.1f} s of training "
+        f"({record.train_core_seconds:.1f} core-seconds), {record.train_images_per_sec:,.0f} images/s"
+    )

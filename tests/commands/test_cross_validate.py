@@ -54,7 +54,7 @@ def run(monkeypatch, capsys):
     """Runs `fmbench.cross_validate`: exit code, standard output and standard error."""
     monkeypatch.setattr(runtime, "set_up", lambda: None)  # it is for a process of its own
     mesh = parallel.make_mesh(jax.devices()[:1])  # for one device less is to be compiled
-    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+    monkeypatch.setattr(parallel, "make_mesh", lambda *devices: mesh)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["cross_validate", *map(str, arguments)])

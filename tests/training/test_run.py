@@ -4,7 +4,8 @@ import pytest
 
 from fmbench import config as config_lib
 from fmbench.records import schema
-from fmbench.training.run import _time_to_target, train_and_evaluate
+from fmbench.training.record import time_to_target
+from fmbench.training.run import train_and_evaluate
 
 
 def run(config, path):
@@ -78,8 +79,8 @@ def epochs(accuracies, watched="val"):
 @pytest.mark.parametrize(("watched", "prefix"), [("validation", "val"), ("test", "test")])
 def test_time_to_target_is_training_time_to_the_first_epoch_that_reaches_it(watched, prefix):
     history = epochs([0.89, 0.9, 0.93, 0.91, 0.9399], prefix)
-    assert _time_to_target(history, watched) == {"90": 4.0, "92": 6.0, "94": None}
+    assert time_to_target(history, watched) == {"90": 4.0, "92": 6.0, "94": None}
 
 
 def test_time_to_target_without_a_watched_split_is_always_a_miss():
-    assert set(_time_to_target(epochs([None]), None).values()) == {None}
+    assert set(time_to_target(epochs([None]), None).values()) == {None}
