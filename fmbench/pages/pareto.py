@@ -46,7 +46,7 @@ class Point(NamedTuple):
     std: float | None  # None for a single seed
     core_seconds: float  # of training, median
     num_params: int
-    competes: bool  # not, if the costs are a head's alone or an image is classified more than once
+    competes: bool  # not, if the costs are a head's alone
 
 
 # Points, what they cost, and its name.
@@ -59,7 +59,6 @@ def point_of(runs: Sequence[RunRecord]) -> Point:
     mean, std = mean_and_std([100 * (run.test_accuracy or 0) for run in runs])
     features = first.config.get("features")  # which older records don't have
     is_head = bool(features and features["backbone"])
-    has_test_time_augmentation = first.entry.partition("+")[0].endswith("-tta")
     return Point(
         entry=first.entry,
         num_seeds=len(runs),
@@ -67,7 +66,7 @@ def point_of(runs: Sequence[RunRecord]) -> Point:
         std=std,
         core_seconds=statistics.median(run.train_core_seconds for run in runs),
         num_params=first.num_params,
-        competes=not is_head and not has_test_time_augmentation,
+        competes=not is_head,
     )
 
 
@@ -129,7 +128,7 @@ def _caption(num_below: int, num_elsewhere: int) -> str:
     lines = [
         "Test accuracy after the last epoch: mean over seeds, with ± standard deviation where there are several.",
         "The line is the front: no other entry is as accurate for less. Hollow points do not compete: heads on a\n"
-        "frozen net, whose costs are the head's alone, and test-time augmentation.",
+        "frozen net, whose costs are the head's alone.",
     ]
     if num_below:
         lines.append(f"Not drawn: {num_below} below {LEAST_ACCURACY:g} %.")

@@ -28,7 +28,7 @@ from fmbench.records.statistics import mean_and_std
 from fmbench.throughput.measurements import Measurements, read_measurements
 
 README_MARKS = ("<!-- speedrun: begin -->", "<!-- speedrun: end -->")
-ENTRY = re.compile(r"speedrun-(\d+)(-tta)?(\+.*)?")
+ENTRY = re.compile(r"speedrun-(\d+)(\+.*)?")
 
 SEEDS_NEEDED = {94: 10}
 SEEDS_NEEDED_ELSEWHERE = 5
@@ -49,8 +49,7 @@ mean ± sample standard deviation over the seeds; the interval is Student's, 95 
 are medians over the seeds (and their range) of the training steps alone, without set-up, compilation, evaluation
 and checkpoints; core-seconds are processor time, which a busy machine does not stretch. Compile time is a cold
 compile's, or "cached". PFLOP are the FLOPs of an image, as XLA counts them, times the images trained on. Lines
-stand in the order of targets and core-seconds. Entries with test-time augmentation (`-tta`) have tables of their
-own.
+stand in the order of targets and core-seconds.
 """
 
 
@@ -58,7 +57,6 @@ class Line(NamedTuple):
     """An entry and its completed runs, in the order of the seeds."""
 
     target: int  # percent
-    test_time_augmentation: bool
     runs: list[RunRecord]
 
     @property
@@ -111,19 +109,14 @@ def render(results_dir: Path, records: dict[Path, RunRecord], measurements: Meas
     for condition, entries in conditions.items():
         groups = [list(runs.values()) for runs in entries]
         lines = lines_of(groups)
-        ranked = [line for line in lines if not line.test_time_augmentation]
-        augmented = [line for line in lines if line.test_time_augmentation]
         if lines:
-            page.append(f"## {condition.title}")
-        if ranked:
             page += [
-                _records_table(ranked),
+                f"## {condition.title}",
+                _records_table(lines),
                 "### Goals",
-                _goals_table(ranked, [runs for runs in groups if VGG_LIKE.fullmatch(runs[0].entry)], way),
+                _goals_table(lines, [runs for runs in groups if VGG_LIKE.fullmatch(runs[0].entry)], way),
             ]
-            summary.append(f"**{condition.title}**\n\n{_summary_table(ranked)}")
-        if augmented:
-            page += ["### With test-time augmentation", _records_table(augmented)]
+            summary.append(f"**{condition.title}**\n\n{_summary_table(lines)}")
     if not summary:
         summary = ["No records yet."]
         page.append("No records yet.")
@@ -138,11 +131,7 @@ def render(results_dir: Path, records: dict[Path, RunRecord], measurements: Meas
 
 def lines_of(entries: Sequence[list[RunRecord]]) -> list[Line]:
     """The speed records among the entries of a condition, in the order of targets and core-seconds."""
-    lines = [
-        Line(int(match[1]), match[2] is not None, runs)
-        for runs in entries
-        if (match := ENTRY.fullmatch(runs[0].entry))
-    ]
+    lines = [Line(int(match[1]), runs) for runs in entries if (match := ENTRY.fullmatch(runs[0].entry))]
     return sorted(lines, key=lambda line: (line.target, line.core_seconds, line.entry))
 
 

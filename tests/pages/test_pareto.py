@@ -61,11 +61,9 @@ def test_a_point_is_its_entry_over_seeds():
     [
         ("speedrun-94", {"backbone": ""}, True),
         ("transfer-vgg19", {"backbone": "vgg19"}, False),
-        ("speedrun-94-tta", {"backbone": ""}, False),
-        ("speedrun-94-tta+batch_size=9", {"backbone": ""}, False),
     ],
 )
-def test_heads_and_test_time_augmentation_do_not_compete(entry, features, competes):
+def test_heads_do_not_compete(entry, features, competes):
     assert pareto.point_of([make_record(entry, config={"features": features})]).competes == competes
 
 
@@ -95,7 +93,7 @@ def test_both_panels_name_what_is_drawn_and_the_caption_what_is_not():
     assert [axes.get_ylim()[0] > 85 for axes in figure.axes] == [True, True]
     edge = pareto.draw({TITLE: [point("edge", 85.0, 1.0)]}, 3)
     assert names(edge) == [{"edge"}, {"edge"}]
-    assert caption(edge).endswith("test-time augmentation.\nNot drawn: 3 trained on other data.")
+    assert caption(edge).endswith("head's alone.\nNot drawn: 3 trained on other data.")
 
 
 def test_machines_have_panels_of_their_own_and_share_that_of_parameters():

@@ -125,15 +125,6 @@ def test_conditions_have_tables_of_their_own():
     assert row(second, "[speedrun-94]")[3] == "94.000"
 
 
-def test_test_time_augmentation_is_not_ranked_with_the_others():
-    runs = [*recipe("speedrun-94", 12), *recipe("speedrun-94-tta", 11, train_core_seconds=1.0)]
-    before, augmented = page(*runs).split("### With test-time augmentation\n")
-    assert "[speedrun-94]" in before
-    assert "speedrun-94-tta" not in before
-    assert row(augmented, "[speedrun-94-tta]")[3] == "94.500"
-    assert "[speedrun-94]" not in augmented
-
-
 def test_commits_and_versions_are_told_apart():
     environments: list[dict[str, Any]] = [
         {"git_commit": "a" * 40},
@@ -411,7 +402,6 @@ def test_the_readme_gets_a_short_table_between_its_marks(tmp_path, run):
     for seed, (wrong, seconds) in enumerate([(11, 10.0), (12, 11.0), (13, 30.0)]):
         times: dict[str, Any] = {"train_seconds": seconds, "train_core_seconds": 2 * seconds}
         publish(make_record("speedrun-94", seed, wrong=wrong, config=CONFIG_FILE, **times), tmp_path / "results")
-    publish(recipe("speedrun-94-tta", 1)[0], tmp_path / "results")
     assert run()[0] == 0
     begin, end = speedrun.README_MARKS
     text = readme.read_text()
