@@ -107,6 +107,17 @@ def test_several_steps_per_call_do_what_single_steps_do(make_config):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_steps_and_evaluations_take_nothing_from_the_host(make_config, mode):
+    config = make_config("configs/mlp.py", batch_size=40, parallel=mode)
+    data, state, programs, eval_program = set_up(config, num_devices=8)
+    order = data.epoch_order(0)
+    with jax.transfer_guard("disallow"):
+        for _ in range(2):
+            state, _ = programs[1].run(state, data.train_rows, order, data.seed)
+        eval_program.run(*state.evaluated, data.eval_batches["test"][0])
+
+
 def test_an_epoch_that_calls_do_not_divide_gets_a_single_step_too(make_config):
     config = make_config("configs/mlp.py", batch_size=48)  # 480 images: 10 steps
     assert set(set_up(config, 1, steps_per_call=4)[2]) == {4, 1}
