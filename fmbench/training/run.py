@@ -22,10 +22,9 @@ from fmbench.system.interrupt import StopRequest, stop_on_signals
 from fmbench.system.timing import Stopwatch, seconds_since_process_start
 from fmbench.training import input_pipeline, parallel, selection, steps, workdir
 from fmbench.training.checkpoint import Checkpoints
-from fmbench.training.metric_writer import MetricWriter
 from fmbench.training.optimizer import make_optimizer
-from fmbench.training.progress import Progress
 from fmbench.training.record import Diary, is_finite, make_record
+from fmbench.training.reporting import MetricWriter, Progress
 from fmbench.training.steps import Evaluation, Program, TrainState
 
 CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late a signal is answered

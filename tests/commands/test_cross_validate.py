@@ -20,7 +20,7 @@ from fmbench.records import schema, store
 from fmbench.studies import cross_validation
 from fmbench.system import runtime
 from fmbench.training import input_pipeline, parallel
-from fmbench.training.metric_writer import MetricWriter
+from fmbench.training.reporting import MetricWriter
 
 # ml_collections loads config files in an old way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from fmbench.training.metric_writer import MetricWriter
+from fmbench.training.reporting import MetricWriter
 
 
 def lines(workdir: Path) -> list[dict]:
