@@ -35,7 +35,7 @@ INFER_BATCHES = 10
 
 
 class FmbenchItself:
-    """What `fmbench.train` runs, on the job's data."""
+    """What `fmbench.main` runs, on the job's data."""
 
     def __init__(self, job: protocol.Job):
         job.check_variant("float32", "bfloat16")

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a bar and lines to a person, a line of JSON and TensorBoard events to programs."""
+"""What a run tells while it goes: a bar and lines to people, JSON lines and TensorBoard events to programs."""
 
 import json
 import sys
