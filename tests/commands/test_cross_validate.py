@@ -13,7 +13,7 @@ from fake_records import EPOCH, VERSION, fake_dataset, make_record, publish
 from sklearn.model_selection import KFold
 
 from fmbench import config as config_lib
-from fmbench import cross_validate
+from fmbench import cross_validate, entries
 from fmbench.data import fashion_mnist
 from fmbench.pages import drawing
 from fmbench.records import schema, store
@@ -85,7 +85,7 @@ def places(path: Path) -> tuple[str, str]:
 
 
 def test_the_folds_are_scikit_learns(little):
-    entry = config_lib.from_arguments([f"--config={little}", "--config.seed=3"])
+    entry = entries.from_arguments([f"--config={little}", "--config.seed=3"])
     dataset = fashion_mnist.load("sample")
     mesh = parallel.make_mesh()
     folds = KFold(4, shuffle=True, random_state=1).split(dataset.train_images)
