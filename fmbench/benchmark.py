@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fmbench.errors import UserError, nearest
+from fmbench.errors import UserError
 from fmbench.pages import throughput
 from fmbench.records import store
 from fmbench.system import command_line
@@ -118,10 +118,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     for flag, allowed in {"peers": PEERS, "dtype": DTYPES, "sections": SECTIONS}.items():
         for value in getattr(arguments, flag):
             if value not in allowed:
-                near = nearest(value, allowed)
-                raise UserError(
-                    f"--{flag}={value}: there is no such choice; choose from {', '.join(allowed)}{near}."
-                )
+                raise UserError(f"--{flag}={value}: there is no such choice; choose from {', '.join(allowed)}.")
     for flag in ("configs", "dtype"):
         if not getattr(arguments, flag):
             raise UserError(f"--{flag} is empty.")

@@ -14,5 +14,5 @@ class UserError(Exception):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """What to say of a name that is not among `names`: '; the nearest is num_epochs', or '' if none is near."""
-    found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return f"; the nearest {'are' if found[1:] else 'is'} {', '.join(found)}" if found else ""

@@ -90,6 +90,7 @@ def _describe_fields() -> str:
             width=max(shutil.get_terminal_size().columns, indent + 40),
             initial_indent=flag.ljust(indent - 1) + " ",
             subsequent_indent=" " * indent,
+            break_on_hyphens=False,
         )
     return "\n".join(lines).replace("%", "%%")
 

@@ -169,11 +169,11 @@ def test_a_fold_that_diverges_ends_it(run, little, tmp_path):
     ("arguments", "said"),
     [
         ([], "--config is missing"),
-        (["--config=nowhere.py"], "no config file 'nowhere.py'"),
+        (["--config=nowhere.py"], "no config 'nowhere.py'"),
         (["--config=TINY", "--config=TINY:x"], "does not load: ValueError"),
         (["--config=TINY", "--config.num_epoch=1"], "config has no field 'num_epoch'; the nearest are num_epochs"),
         (["--config=TINY", "--config.num_epochs=0"], "config.num_epochs is 0; it must be at least 1"),
-        (["--config=TINY", "--fold=3"], "Unknown command line flag 'fold'"),
+        (["--config=TINY", "--fold=3"], "there is no flag --fold; the nearest are --folds"),
         (["--config=TINY", "--folds=1"], "--folds=1: at least 2 are needed"),
         (["--config=TINY", "--folds=481"], "KFold refuses num_folds=481"),
         (["--config=TINY", "--config.data.fold", "1"], "--config.data.fold is decided by the cross-validation"),

@@ -95,7 +95,7 @@ def test_eight_devices(run_main, tmp_path, mode):
         (("--config=mlp", "--config.seed=x"), "config.seed is 'x'; it must be a whole number."),
         (("--config=mpl",), "no config 'mpl'; the nearest is mlp."),
         (("--config=speedrun:97",), "there is no argument '97'; there are 93, 94, 95, 96"),
-        (("--config=mlp", "--reslts_dir=x"), "there is no flag --reslts_dir; the nearest is --results_dir"),
+        (("--config=mlp", "--reslts_dir=x"), "there is no flag --reslts_dir; the nearest are --results_dir"),
         (("--config=mlp", "extra"), "unexpected argument 'extra'"),
         (("--config=configs/nothing.py",), "no config 'configs/nothing.py'; "),
         ((), "--config is missing"),
