@@ -1,4 +1,4 @@
-"""Puts configs/ into the wheel, as fmbench/configs; an editable installation finds it at the top of the checkout."""
+"""Puts configs/ into the wheel, as fmbench/configs; an editable installation has it at the checkout's top."""
 
 from typing import Any
 

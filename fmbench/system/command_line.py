@@ -37,7 +37,8 @@ class Parser(argparse.ArgumentParser):
         """Ends the process: there is no such flag."""
         flag = word.partition("=")[0]
         if flag.startswith("-"):
-            self._exit(f"there is no flag {flag}{nearest(flag, self._option_string_actions)}")
+            known = [known for known in self._option_string_actions if known.startswith("--")]
+            self._exit(f"there is no flag {flag}{nearest(flag, known)}")
         self._exit(f"unexpected argument '{word}'")
 
     def error(self, message: str) -> NoReturn:
