@@ -46,7 +46,7 @@ def test_all_that_is_public_is_there():
     assert sorted(fmbench.__all__) == fmbench.__all__
     assert all(hasattr(fmbench, name) for name in fmbench.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        _ = fmbench.trian  # type: ignore[attr-defined]
+        _ = fmbench.trian
 
 
 def test_train_returns_the_record_that_it_wrote(here):
@@ -58,8 +58,13 @@ def test_train_returns_the_record_that_it_wrote(here):
 
 def test_the_default_work_directory_has_the_records_name(here, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    seen = []
-    monkeypatch.setattr(api, "train_and_evaluate", lambda *a, **k: seen.append((a, k)) or here)
+    seen: list[Any] = []
+
+    def train_and_evaluate(*arguments, **settings):
+        seen.append((arguments, settings))
+        return here
+
+    monkeypatch.setattr(api, "train_and_evaluate", train_and_evaluate)
     fmbench.train("mlp", results_dir="elsewhere", force=True, **QUICK)
     ((config, workdir), settings) = seen.pop()
     assert str(workdir) == f"workdirs/{config.entry}-cpu-x8-float32-seed0"
@@ -126,8 +131,7 @@ def test_mistakes_are_user_errors_before_anything_is_written(
 
 
 def test_no_entry_is_without_a_name(tmp_path):
-    overrides: dict[str, Any]
-    for overrides in ({}, {"entry": "x"}):
+    for overrides in (dict[str, Any](), dict[str, Any](entry="x")):
         with pytest.raises(fmbench.UserError, match="config file"):
             fmbench.train(str(_copy(tmp_path / ".py")), **overrides)
 

@@ -327,7 +327,7 @@ def test_a_value_of_another_kind_is_refused_in_plain_words(key, given, said):
         (["--config=configs/mlp.py", "--wrokdir=x"], ["wrokdir", "--help"]),
         (["--config=mlp", "--config.seed"], ["config.seed is 'true'; it must be a whole number"]),
         (["--config=mlp", "--config.optimizer.name=adm"], ["optimizer.name is 'adm'", "nearest are adam, adamw"]),
-        (["--config=mlp", "--config.schedule.name=cosin"], ["schedule.name is 'cosin'", "nearest are cosine"]),
+        (["--config=mlp", "--config.schedule.name=cosin"], ["schedule.name is 'cosin'", "nearest is cosine"]),
         (["--config=mlp", "--config.data.split=al"], ["data.split is 'al'", "train_test_split", "the nearest"]),
         (["--config=mlp", "--config.data.source=cvs"], ["data.source is 'cvs'", "the nearest is csv"]),
         (["--config=mlp", "--config.dtype=flaot32"], ["dtype is 'flaot32'", "the nearest are float32"]),

@@ -185,6 +185,30 @@ def test_every_command_has_help_and_names_the_nearest_flag(fmbench, name):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("predict --modle=x", "--model"),  # told before what is missing
+        ("datasets export --format=png --output=x --formt=csv", "--format"),
+        ("train --config=mlp --wrokdir=x", "--workdir"),
+        ("sweep --config=mlp --gird=seed=1", "--grid"),
+        ("cross_validate --config=mlp --fold=3", "--folds"),
+    ],
+)
+def test_a_mistyped_flag_is_told_the_nearest(fmbench, words, nearest):
+    code, out, err = fmbench(*words.split())
+    assert (code, out) == (2, "")
+    assert re.search(rf"there is no flag --\w+; the nearest (is|are) {nearest}[;,]", err)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["cross_validate --folds=x", "embed --num_images=1.5", "benchmark --rounds=a"])
+def test_a_word_for_a_number_is_refused_in_plain_words(fmbench, words):
+    code, out, err = fmbench(*words.split())
+    assert (code, out) == (2, "")
+    assert "is no whole number; --help lists the flags." in err
+
+
 # Extras.
 
 

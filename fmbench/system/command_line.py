@@ -37,7 +37,9 @@ class Parser(argparse.ArgumentParser):
         """Ends the process: there is no such flag."""
         flag = word.partition("=")[0]
         if flag.startswith("-"):
-            known = [known for known in self._option_string_actions if known.startswith("--")]
+            subcommands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+            parsers = [self, *(parser for action in subcommands for parser in action.choices.values())]
+            known = [name for parser in parsers for name in parser._option_string_actions if name.startswith("--")]
             self._exit(f"there is no flag {flag}{nearest(flag, known)}")
         self._exit(f"unexpected argument '{word}'")
 
