@@ -26,9 +26,9 @@ def main() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
     known = commands()
     if command in ("--help", "-h", "help"):
-        print("Usage: fmbench COMMAND [FLAG ...]\n\n`fmbench COMMAND --help` says more of each:\n")
-        for name, summary in known.items():
-            print(f"  {name:<15} {summary}")
+        lines = [f"  {name:<15} {summary}" for name, summary in known.items()]
+        head = "Usage: fmbench COMMAND [FLAG ...]\n\n`fmbench COMMAND --help` says more of each:\n"
+        print(head, *lines, sep="\n")
         return
     if command not in (*known, TRAIN):
         print(
