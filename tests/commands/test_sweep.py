@@ -189,7 +189,7 @@ def test_records_go_to_a_folder_of_the_entrys_name(run, fake_main):
         (["--grid=batch_size=40,80,0"], "config.batch_size is 0; it must be at least 1"),
         (["--grid=batch_size=40", "--seeds=0,x"], "seed"),
         (["--grid=batch_size=40", "--seeds=0,-1"], "config.seed is -1; it must be at least 0"),
-        (["--grid=batch_size=40", "--seed=1"], "there is no flag --seed; the nearest is --seeds"),
+        (["--grid=batch_size=40", "--seed=1"], "there is no flag --seed; the nearest are --seeds"),
         (
             ["--grid=label_smoothing=0.1,0.10"],
             "'label_smoothing=0.1 seed=0' and 'label_smoothing=0.10 seed=0' are",
