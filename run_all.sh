@@ -229,7 +229,7 @@ main() {
   catch_signals
   current='set-up'
   # shellcheck disable=SC2119  # training needs no extra
-  set_up_environment
+  set_up_environment figures # the Pareto picture
 
   local status=0 failures=() number=0 line name seed config flags file
   current='the preparation of the data'

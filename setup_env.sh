@@ -50,6 +50,10 @@ needed = list(project["dependencies"])
 for extra in sys.argv[1:]:
     needed += project["optional-dependencies"][extra]
 for requirement in map(Requirement, needed):
+    if requirement.name == project.get("name"):  # one extra in another
+        for extra in requirement.extras:
+            needed += project["optional-dependencies"][extra]
+        continue
     if requirement.marker and not requirement.marker.evaluate():
         continue
     try:
@@ -139,10 +143,11 @@ new_venv() {
   fi
 }
 
-# install_packages VENV: fmbench itself (editable), what it needs, and what its tests need. The
-# installer's messages are shown if it fails; its warnings about a user's configuration are not.
+# install_packages VENV: fmbench itself (editable), what it needs, and what its tests need; and pip,
+# which uv leaves out of an environment, and which installs further extras. The installer's messages
+# are shown if it fails; its warnings about a user's configuration are not.
 install_packages() {
-  local wanted=(--quiet --constraint constraints.txt --editable '.[dev]') messages
+  local wanted=(--quiet --constraint constraints.txt --editable '.[dev]' pip) messages
   if have_uv; then
     # UV_SYSTEM_PYTHON, usual in containers, would turn uv away from the environment.
     messages=$(env -u UV_SYSTEM_PYTHON uv pip install --python "$1/bin/python" "${wanted[@]}" 2>&1)

@@ -27,6 +27,7 @@ from ml_collections import config_dict
 
 import fmbench
 from fmbench import config as config_lib
+from fmbench import entries
 from fmbench.system import runtime
 from fmbench.training import input_pipeline, parallel, steps
 from fmbench.training.optimizer import make_optimizer
@@ -102,7 +103,7 @@ class FmbenchItself:
 
 def make_config(job: protocol.Job) -> config_dict.ConfigDict:
     """The config of the job's entry, with what the job says otherwise."""
-    config = config_lib.load_file(job.config)
+    config = entries.load(job.config)
     with config.unlocked():
         config.model.update({"name": job.model, **job.arguments})
         config.optimizer.update(job.optimizer)
@@ -117,7 +118,7 @@ def make_config(job: protocol.Job) -> config_dict.ConfigDict:
         config.selection.update(config_lib.no_selection().to_dict() | job.selection)
         first_stage = config.stages[min(config.stages)] if config.stages else config
         first_stage.augment.update(config_lib.no_augmentation().to_dict() | job.augment)
-    return config_lib.finalize(config, job.config)
+    return entries.finalize(config, job.config)
 
 
 def make_data(job: protocol.Job, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> input_pipeline.Data:
@@ -173,7 +174,7 @@ def from_canonical(states: tuple[Any, ...], weights: dict[str, np.ndarray]) -> t
 
 def write_weights(spec: str, out: str) -> None:
     """Writes the initial values of seed 0."""
-    config = config_lib.finalize(config_lib.load_file(spec), spec)
+    config = entries.resolve(spec, {})
     _, state = steps.init_state(config, optax.identity(), parallel.make_mesh())
     np.savez(out, **to_canonical(state.params, state.model_state))
 

@@ -61,7 +61,7 @@ class Job:
 
     model: str  # a key of fmbench.models.MODELS
     arguments: dict[str, Any]  # of the model
-    config: str  # as fmbench.config.load_file takes it; for fmbench's own worker
+    config: str  # as fmbench.entries.load takes it; for fmbench's own worker
     variant: str  # a way of running the system; each worker has its own
     dtype: str  # float32 or bfloat16, of the computation
     batch_size: int

@@ -13,11 +13,10 @@ from ml_collections import config_dict
 from fmbench.config import base_config
 
 VARIANTS = {"": (32, "VALID"), "same": (32, "SAME"), "same64": (64, "SAME")}
+ARGUMENTS = tuple(VARIANTS)
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
-    if arg not in VARIANTS:
-        raise ValueError(f"there is no variant '{arg}'; there are same and same64")
     config = base_config()
     config.model.name = "baseline"
     config.model.filters, config.model.padding = VARIANTS[arg]

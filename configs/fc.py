@@ -11,18 +11,15 @@ from ml_collections import config_dict
 
 from fmbench.config import base_config
 
+# Of the net: widths, dropouts; of Adam: learning rate, epochs.
+NETS = {"a": ((128, 64), 1, 0.003, 25), "b": ((392, 196, 98, 49), 3, 0.0007, 35)}
+ARGUMENTS = tuple(NETS)
+
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
     config = base_config()
     config.model.name = "fully_connected"
-    if arg == "a":
-        config.model.widths, config.model.num_dropouts = (128, 64), 1
-        config.optimizer.learning_rate, config.num_epochs = 0.003, 25
-    elif arg == "b":
-        config.model.widths, config.model.num_dropouts = (392, 196, 98, 49), 3
-        config.optimizer.learning_rate, config.num_epochs = 0.0007, 35
-    else:
-        raise ValueError("the net is missing, as in configs/fc.py:a; there are a and b")
+    config.model.widths, config.model.num_dropouts, config.optimizer.learning_rate, config.num_epochs = NETS[arg]
     config.batch_size = 64
     config.data.split = "train_test_split"
     config.data.test_size = 0.2

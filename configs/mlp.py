@@ -19,10 +19,12 @@ from ml_collections import config_dict
 
 from fmbench.config import base_config
 
+ARGUMENTS = ("", "best")
+
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
-    if arg not in ("", "best"):
-        raise ValueError(f"there is no variant '{arg}'; there is best")
+    if arg not in ARGUMENTS:
+        raise KeyError(arg)
     config = base_config()
     config.num_epochs = 100
     config.watch = "none"

@@ -27,10 +27,12 @@ from ml_collections import config_dict
 
 from fmbench.config import base_config
 
+# Other depths of 6n + 2 do as well.
+DEPTHS = ("20", "32", "44", "56", "110")
+ARGUMENTS = (*DEPTHS, "18", *(f"{depth}-paper" for depth in DEPTHS))
+
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
-    if not arg:
-        raise ValueError("the depth is missing, as in configs/resnet.py:20")
     if arg.endswith("-paper"):
         return _paper(int(arg.removesuffix("-paper")))
     config = base_config()

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from ml_collections import config_dict
 
-from fmbench.config import REPOSITORY, base_config, load_file
+from fmbench.config import base_config
+from fmbench.entries import load
 
 
 class Recipe(NamedTuple):
@@ -39,15 +40,13 @@ RECIPES = {
     "94": Recipe(num_epochs=6, stem_width=4, widths=(32, 64, 128), random_erasing=0.0),
     "95": Recipe(num_epochs=11, stem_width=8, widths=(64, 128, 256), random_erasing=0.5),
 }
-ON_ACCELERATORS = {"96": "configs/wide_resnet.py:40-4"}
+ON_ACCELERATORS = {"96": "wide_resnet:40-4"}
+ARGUMENTS = (*RECIPES, *ON_ACCELERATORS)
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
     if arg in ON_ACCELERATORS:
-        return load_file(str(REPOSITORY / ON_ACCELERATORS[arg]))
-    if arg not in RECIPES:
-        there = ", ".join([*RECIPES, *ON_ACCELERATORS])
-        raise ValueError(f"the target is missing, as in configs/speedrun.py:94; there are {there}")
+        return load(ON_ACCELERATORS[arg])
     recipe = RECIPES[arg]
     config = base_config()
     config.model.name = "speedrun"

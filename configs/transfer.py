@@ -16,14 +16,13 @@ from fmbench.config import base_config
 
 # Side of the enlarged images, features of an image.
 BACKBONES = {"efficientnet_lite0": (112, 1280), "vgg19": (150, 4 * 4 * 512)}
+ARGUMENTS = tuple(f"{name}{bug}" for name in BACKBONES for bug in ("", "-bug"))
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
+    if arg not in ARGUMENTS:
+        raise KeyError(arg)
     backbone, _, bug = arg.partition("-")
-    if backbone not in BACKBONES or bug not in ("", "bug"):
-        raise ValueError(
-            f"there is no net '{arg}'; there are {', '.join(BACKBONES)}, and the same with -bug behind the name"
-        )
     config = base_config()
     config.model.name = "transfer_head"
     config.features.backbone = backbone

@@ -24,15 +24,14 @@ from ml_collections import config_dict
 from fmbench.config import base_config
 
 NUM_EPOCHS = {"16-4": 100, "28-10": 200, "40-4": 400}
+ARGUMENTS = tuple(NUM_EPOCHS)
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
-    if arg not in NUM_EPOCHS:
-        raise ValueError(f"depth and width are missing, as in 28-10; there are {', '.join(NUM_EPOCHS)}")
     config = base_config()
+    config.num_epochs = NUM_EPOCHS[arg]
     config.model.name = "wide_resnet"
     config.model.depth, config.model.width = map(int, arg.split("-"))
-    config.num_epochs = NUM_EPOCHS[arg]
     config.batch_size = 512
     config.dtype = "bfloat16"
     config.watch = "none"

@@ -21,10 +21,12 @@ from typing import Any
 from fmbench.errors import UserError
 from fmbench.pages import throughput
 from fmbench.records import store
+from fmbench.system import command_line
 from fmbench.throughput import measure
 from fmbench.throughput.measurements import Overheads, json_path, read_measurements, summary
 from fmbench.throughput.overheads import measure_overheads
 from fmbench.throughput.workers import (
+    BENCHMARKS,
     DTYPES,
     PEERS,
     TIMEOUT,
@@ -45,24 +47,17 @@ SECTIONS = ("models", "overheads", "batch_sizes", "dataset_sizes")
 
 def main() -> None:
     arguments = _parse_arguments()
-    try:
+    with command_line.plain_errors("benchmark", "interrupted; what was complete is kept."):
         if arguments.render or arguments.check:
             sys.exit(_render(arguments.results_dir, check=arguments.check))
         _measure(arguments)
-    except UserError as error:
-        print(f"fmbench.benchmark: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("fmbench.benchmark: interrupted; what was complete is kept.", file=sys.stderr)
-        sys.exit(130)
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.benchmark",
+    parser = command_line.Parser(
+        "benchmark",
         usage="%(prog)s [options]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
     def add_list(flag: str, default: Sequence[str], text: str) -> None:
@@ -118,6 +113,8 @@ def _render(results_dir: Path, *, check: bool) -> int:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
+    if not BENCHMARKS.is_dir():
+        raise UserError("measuring takes the benchmarks/ of fmbench's repository; clone it and measure there.")
     for flag, allowed in {"peers": PEERS, "dtype": DTYPES, "sections": SECTIONS}.items():
         for value in getattr(arguments, flag):
             if value not in allowed:

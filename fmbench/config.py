@@ -1,53 +1,50 @@
-"""What a run can be told: every field with its default, how flags become a config, and what is refused."""
+"""What a run can be told: every field with its default and its meaning, and what is refused."""
 
-import difflib
-import importlib.util
-import itertools
+import ast
+import inspect
 import json
+import numbers
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
-from fmbench.errors import UserError
+from fmbench.errors import UserError, nearest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Fields that make no other entry: the seed and the dtype stand in a record's name, and wherever the data
-# and the weights lie, they are proven to be the same.
-SAME_DATA = (("data.source", "csv"), ("data.source", "idx"))  # or the old data, which a record's name says
-NOT_IN_ENTRY_NAME = ("seed", "dtype", "data.dir", "features.weights", "entry", "config_file")
-
 
 def base_config() -> config_dict.ConfigDict:
-    """All fields with their defaults; a file in configs/ says how its entry differs."""
+    """All fields with their defaults; a file in configs/ says how its entry differs.
+
+    The comment behind a field is its meaning, which `fmbench train --help` shows, too.
+    """
     config = config_dict.ConfigDict()
-    config.entry = ""  # name on the leaderboard; filled in from the config file and the overrides
-    config.config_file = ""  # filled in likewise
+    config.entry = ""  # name on the leaderboard; not to be set: it comes from the config file and the overrides
+    config.config_file = ""  # likewise
     config.seed = 0  # initialisation, order of the examples, dropout
     config.num_epochs = 10  # of all stages together
     config.batch_size = 256  # global: over all devices
-    config.eval_batch_size = 1000
-    config.dtype = "float32"  # of the computation (float32, bfloat16); parameters are always float32
-    config.parallel = "jit"  # or pmap: how the step is spread over the devices
+    config.eval_batch_size = 1000  # likewise
+    config.dtype = "float32"  # float32, bfloat16; of the computation: parameters are always float32
+    config.parallel = "jit"  # jit, pmap: how the step is spread over the devices
     config.steps_per_call = 0  # steps compiled into one call; 0: 1 on CPU, up to 100 on accelerators
-    config.label_smoothing = 0.0
+    config.label_smoothing = 0.0  # the share of each label that goes to all classes alike
     config.ema_decay = 0.0  # evaluate an exponential moving average of the weights; 0: the last ones
     config.grad_clip_norm = 0.0  # global norm; 0: no clipping
     config.early_stopping_patience = 0  # epochs without a better validation accuracy; 0: off
     config.watch = "validation"  # evaluated after each epoch: validation, test (as some references did), none
 
     config.augment = no_augmentation()  # in training, where there are no stages
-    # Stages of the run, in the order of their names (stage1, stage2, ...), each from `stage`.
-    config.stages = config_dict.ConfigDict()
+    config.stages = config_dict.ConfigDict()  # parts of the run, in the order of their names; each from `stage`
 
     config.selection = no_selection()  # of the examples that an epoch visits, by their losses
 
     config.data = config_dict.ConfigDict()
-    config.data.source = "tfds"  # csv, idx: the files in data.dir; sample: the few hundred images of the tests
+    config.data.source = "tfds"  # tfds; csv, idx: the files in data.dir; sample: the tests' few hundred images
     config.data.dir = config_dict.placeholder(str)  # folder with the four idx files
     config.data.split = "default"  # default (5,000 stratified), train_test_split, kfold, all
     config.data.test_size = 0.2  # of scikit-learn's train_test_split
@@ -56,11 +53,11 @@ def base_config() -> config_dict.ConfigDict:
     config.data.fold = 0  # the fold that validates
     config.data.normalization = "unit"  # unit: [0, 1]; symmetric: [-1, 1]; standard: mean 0, std 1; none: features
 
-    config.features = config_dict.ConfigDict()  # the images as a frozen net sees them, see fmbench/features.py
+    config.features = config_dict.ConfigDict()  # the images as a frozen net sees them
     config.features.backbone = ""  # efficientnet_lite0, vgg19; '': no features, the images themselves
     config.features.weights = ""  # file; '': the installed package, the cache or the network
     config.features.image_size = 112  # to which images are enlarged
-    config.features.preprocessing = "imagenet"  # or rescaled_twice, a published mistake
+    config.features.preprocessing = "imagenet"  # imagenet; rescaled_twice, a published mistake
 
     config.model = config_dict.ConfigDict()
     config.model.name = "mlp"  # a key of fmbench.models.MODELS; further fields are the model's arguments
@@ -71,8 +68,8 @@ def base_config() -> config_dict.ConfigDict:
     config.optimizer.momentum = 0.9  # sgd, muon
     config.optimizer.nesterov = False  # sgd, muon
     config.optimizer.b1 = 0.9  # adam, adamw
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-8
+    config.optimizer.b2 = 0.999  # likewise
+    config.optimizer.eps = 1e-8  # likewise
     config.optimizer.adam_factor = 1.0  # muon: what is left to Adam has this times the learning rate
     config.optimizer.keep_norm = False  # convolution kernels, followed by batch norm, only turn
     config.optimizer.weight_decay = 0.0  # on kernels only; sgd: added to the gradient; others: decoupled
@@ -113,9 +110,9 @@ def no_selection() -> config_dict.ConfigDict:
 def stage(num_epochs: int) -> config_dict.ConfigDict:
     """A stage for `config.stages`, to be filled in."""
     config = config_dict.ConfigDict()
-    config.num_epochs = num_epochs
+    config.num_epochs = num_epochs  # of the stage
     config.learning_rate = 0.0  # peak; 0: the optimizer's
-    config.augment = no_augmentation()
+    config.augment = no_augmentation()  # as config.augment
     return config
 
 
@@ -146,112 +143,81 @@ def stages(config: config_dict.ConfigDict) -> list[Stage]:
     return result
 
 
-def define_flags() -> None:
-    """Defines --config and --config.<key>."""
-    config_flags.DEFINE_config_file(
-        "config", None, "A file of configs/, with an argument after a colon: configs/resnet.py:20."
-    )
+class Field(NamedTuple):
+    """A field of `base_config`, or a group of them, as --help shows it."""
+
+    key: str
+    default: str  # as Python writes it; '' for a group
+    meaning: str
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line like `flags.FLAGS(argv)`, with errors a person can act on.
+def fields() -> list[Field]:
+    """Every field, its default and its meaning: the comment behind its line in this file."""
+    return list(_fields_of(base_config))
+
+
+def _fields_of(function: Callable[..., config_dict.ConfigDict], prefix: str = "") -> Iterator[Field]:
+    groups: dict[str, tuple[Callable[..., config_dict.ConfigDict], str]]
+    groups = {"augment": (no_augmentation, ""), "selection": (no_selection, ""), "stages": (stage, "<name>.")}
+    # The first name in a line is the function's own variable.
+    for line in re.finditer(r"^    \w+\.(\S+) = (.+?)  # (.+)$", inspect.getsource(function), re.MULTILINE):
+        key, value, meaning = line.groups()
+        default = "None" if "placeholder" in value else "" if value.endswith("()") else value
+        yield Field(prefix + key, default, meaning)
+        if not prefix and key in groups:
+            group, name = groups[key]
+            yield from _fields_of(group, f"{key}.{name}")
+
+
+def override(config: config_dict.ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Sets fields, {'optimizer.learning_rate': 1e-3}; the text of a value does as well, '1e-3'.
 
     Raises:
-        UserError: If a flag or a config key is unknown, a value has the wrong type, or the config file is
-            missing or broken.
+        UserError: If there is no such field, or the value is not of its kind.
     """
-    return _parse(argv, flags.FLAGS)
+    known = flatten(config.to_dict())
+    for key, value in overrides.items():
+        if key not in known:
+            there = nearest(key, known) or f"; there are {', '.join(sorted(known))}"
+            raise UserError(f"config has no field '{key}'{there}.")
+        *parents, name = key.split(".")
+        owner = config
+        for parent in parents:
+            owner = owner[parent]
+        with config.unlocked():
+            owner[name] = _of_kind(key, value, owner.get_type(name))
 
 
-def _parse(argv: Sequence[str], flag_values: flags.FlagValues) -> list[str]:
-    _check_config_flags(argv)
+KINDS = {
+    tuple: "a list like (0.5, 0.75)",
+    list: "a list like [0.5, 0.75]",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+}
+
+
+def _of_kind(key: str, value: Any, kind: type) -> Any:
+    """The value as the field's type."""
     try:
-        rest = flag_values(argv)
-    except flags.Error as error:
-        raise UserError(f"{error}; --help lists the flags.") from error
-    if rest[1:]:
-        raise UserError(f"unexpected argument '{rest[1]}'; all settings are flags, see --help.")
-    return rest
-
-
-def from_flags() -> config_dict.ConfigDict:
-    """The config that the parsed flags ask for, named, checked and locked.
-
-    Raises:
-        UserError: If a field has a value that no run can use.
-    """
-    return finalize(flags.FLAGS.config, config_flags.get_config_filename(flags.FLAGS["config"]))
-
-
-def from_arguments(arguments: Sequence[str]) -> config_dict.ConfigDict:
-    """The config that --config and --config.<key> among `arguments` ask for, named, checked and locked.
-
-    For commands that take several configs: it leaves the process's own flags alone.
-
-    Raises:
-        UserError: As `parse_flags` and `from_flags`.
-    """
-    argv = ["fmbench", *arguments]
-    flag_values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
-    _parse(argv, flag_values)
-    return finalize(flag_values.config, config_flags.get_config_filename(flag_values["config"]))
-
-
-def load_file(spec: str) -> config_dict.ConfigDict:
-    """The config of 'configs/resnet.py' or, with an argument, 'configs/resnet.py:20'.
-
-    Raises:
-        UserError: If there is no such file or it gives no config.
-    """
-    path, _, arg = spec.partition(":")
-    if not Path(path).is_file():
-        found = sorted(p.name for p in Path(path).parent.glob("*.py"))
-        there = f"{Path(path).parent} has {', '.join(found)}" if found else "that folder has no configs"
-        raise UserError(f"no config file '{path}'; {there}.")
-    module_spec = importlib.util.spec_from_file_location("fmbench_config", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"config file '{path}' is not a Python file; configs end in .py.")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        config = module.get_config(arg) if arg else module.get_config()
-    except Exception as error:  # whatever a config file may raise, its author wants to read it
-        raise UserError(f"config '{spec}' does not load: {type(error).__name__}: {error}") from error
-    if (
-        not isinstance(config, config_dict.ConfigDict)
-        or not flatten(base_config().to_dict()).keys() <= flatten(config.to_dict()).keys()
-    ):
-        raise UserError(f"config '{spec}' is no config of fmbench: start from fmbench.config.base_config().")
-    return config
-
-
-def finalize(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDict:
-    """Names the config, checks it and locks it.
-
-    The name is the config file's, its argument and every override that makes it another benchmark:
-    'resnet-20', 'vgg_like+num_epochs=2'. An overridden run therefore never passes for the published entry.
-
-    Raises:
-        UserError: If a field has a value that no run can use.
-    """
-    path, _, arg = spec.partition(":")
-    config.unlock()
-    config.config_file = _relative_to_repository(path)
-    published = REPOSITORY / "configs" / Path(path).name
-    if published.exists() and not published.samefile(path):
-        raise UserError(f"config file '{path}' has the name of configs/{published.name}; give yours another one.")
-    own = flatten(load_file(spec).to_dict())
-    overrides = [
-        f"{key}={value}"
-        for key, value in flatten(config.to_dict()).items()
-        if key not in NOT_IN_ENTRY_NAME and value != own[key] and (key, value) not in SAME_DATA
-    ]
-    name = "+".join([Path(path).stem + (f"-{arg}" if arg else ""), *overrides])
-    config.entry = re.sub(r"[^A-Za-z0-9_.=+-]", "_", name)
-    _check(config)
-    config.lock()
-    return config
+        if kind in (tuple, list):
+            value = ast.literal_eval(value) if isinstance(value, str) else value
+            return kind(value if isinstance(value, list | tuple) else (value,))
+        if kind is bool and isinstance(value, str):
+            return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[value.lower()]
+        if kind is int and isinstance(value, str | numbers.Integral) and not isinstance(value, bool):
+            return int(value)
+        if kind is float and isinstance(value, str | numbers.Real) and not isinstance(value, bool):
+            return float(value)
+        if kind is str and isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if type(value) is kind or (kind is str and value is None):
+            return value
+    except (ValueError, KeyError, SyntaxError):
+        pass
+    must = KINDS.get(kind, "set in the config file")
+    raise UserError(f"config.{key} is '{value}'; it must be {must}.")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -282,34 +248,23 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     )
 
 
-def _check_config_flags(argv: Sequence[str]) -> None:
-    """Says of --config and --config.<key> what ml_collections would only say in a traceback."""
-    spec = None
-    for argument, following in itertools.zip_longest(argv[1:], argv[2:], fillvalue=""):
-        flag, has_value, value = argument.lstrip("-").partition("=")
-        if flag == "config" and argument.startswith("-"):
-            spec = value if has_value else following
-    if not spec:
-        files = ", ".join(sorted(path.name for path in (REPOSITORY / "configs").glob("*.py")))
-        raise UserError(f"--config is missing, as in --config=configs/mlp.py; configs has {files}.")
-    known = flatten(load_file(spec).to_dict())
-    for argument in argv[1:]:
-        flag = argument.lstrip("-").partition("=")[0].removeprefix("no")
-        if argument.startswith("-") and flag.startswith("config."):
-            key = flag.removeprefix("config.")
-            if key not in known:
-                nearest = difflib.get_close_matches(key, known, n=3, cutoff=0.4) or sorted(known)
-                raise UserError(f"config has no field '{key}'; the nearest are {', '.join(nearest)}.")
+def check(config: config_dict.ConfigDict) -> None:
+    """Refuses a value that no run can use.
 
-
-def _check(config: config_dict.ConfigDict) -> None:
+    Raises:
+        UserError: Names the field, its value and what it must be.
+    """
     choices = {
         "dtype": ("float32", "bfloat16"),
         "parallel": ("jit", "pmap"),
         "watch": ("validation", "test", "none"),
+        "data.source": ("tfds", "csv", "idx", "sample"),
+        "data.split": ("default", "train_test_split", "kfold", "all"),
         "data.normalization": ("unit", "symmetric", "standard", "none"),
         "features.backbone": ("", "efficientnet_lite0", "vgg19"),
         "features.preprocessing": ("imagenet", "rescaled_twice"),
+        "optimizer.name": ("sgd", "adam", "adamw", "muon"),
+        "schedule.name": ("constant", "step", "cosine", "linear", "onecycle"),
     }
     minimum = {
         "seed": 0,
@@ -328,8 +283,12 @@ def _check(config: config_dict.ConfigDict) -> None:
     }
     flat = flatten(config.to_dict())
     for key, allowed in choices.items():
-        if flat[key] not in allowed:
-            raise UserError(f"config.{key} is '{flat[key]}'; it must be one of {', '.join(allowed)}.")
+        is_import_path = key in ("optimizer.name", "schedule.name") and ":" in flat[key]
+        if flat[key] not in allowed and not is_import_path:
+            raise UserError(
+                f"config.{key} is '{flat[key]}'; it must be one of {', '.join(filter(None, allowed))}"
+                f"{nearest(flat[key], allowed)}."
+            )
     for key, least in minimum.items():
         if not flat[key] >= least:  # also catches nan
             raise UserError(f"config.{key} is {flat[key]}; it must be at least {least}.")
@@ -387,10 +346,3 @@ def _check_selection(settings: dict[str, Any]) -> None:
             f"config.selection.after_epochs is {settings['after_epochs']}; it must be at least 1: before they are "
             "visited, examples have no losses."
         )
-
-
-def _relative_to_repository(path: str) -> str:
-    absolute = Path(path).resolve()
-    if absolute.is_relative_to(REPOSITORY):
-        return absolute.relative_to(REPOSITORY).as_posix()
-    return absolute.name

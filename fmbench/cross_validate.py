@@ -19,25 +19,24 @@ Stopped by Ctrl-C or SIGTERM, the same command goes on from there, in the middle
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
 
-from fmbench import config
+from fmbench import entries
 from fmbench.errors import UserError
 from fmbench.pages import cross_validation as page
 from fmbench.records import store
 from fmbench.studies import cross_validation
-from fmbench.system import files, runtime
+from fmbench.system import command_line, files, runtime
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.cross_validate",
+    parser = command_line.Parser(
+        "cross_validate",
         usage="%(prog)s --config=FILE [--config=FILE ...] [--config.KEY=VALUE ...] [options]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -59,28 +58,25 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="start anew, throwing away what was trained")
     parser.add_argument("--render", action="store_true", help="only write the summary and the figures anew")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 on a difference")
-    arguments, overrides = parser.parse_known_args()
-    if (arguments.check or arguments.render) and (arguments.config or overrides):
+    arguments, words = parser.parse_known_args()
+    if (arguments.check or arguments.render) and (arguments.config or words):
         parser.error("--check and --render look at all records; give them no --config")
-    try:
+    with command_line.plain_errors("cross_validate", "interrupted; the same command goes on from there."):
         if arguments.check:
             sys.exit(_check(arguments.results_dir))
+        overrides, stray = entries.split(words)
+        if stray:
+            parser.refuse(stray[0])
         if not arguments.render and (exit_code := _train(arguments, overrides)):
             sys.exit(exit_code)
         _write(arguments.results_dir)
-    except UserError as error:
-        print(f"fmbench.cross_validate: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # between two runs
-        print("fmbench.cross_validate: interrupted; the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
 
 
-def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+def _train(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     """Trains all folds of all configs, or those that are not finished. Returns the exit code."""
     logging.set_verbosity(logging.ERROR)  # Orbax has much to say
     specs = arguments.config or [""]  # which is refused with the list of configs
-    configs = [config.from_arguments([f"--config={spec}", *overrides]) for spec in specs]
+    configs = [entries.resolve(spec, overrides) for spec in specs]
     _check_choices(arguments, overrides)
     runtime.set_up()
     for run_config in configs:
@@ -92,20 +88,17 @@ def _train(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _check_choices(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _check_choices(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> None:
     """Refuses, before anything is trained, what the summary would refuse afterwards."""
     if arguments.folds < 2:
         raise UserError(f"--folds={arguments.folds}: at least 2 are needed.")
-    given = {argument.lstrip("-").partition("=")[0].removeprefix("config.") for argument in overrides}
-    if decided := sorted(given & cross_validation.protocol(0, arguments.folds).keys()):
+    if decided := sorted(overrides.keys() & cross_validation.protocol(0, arguments.folds).keys()):
         raise UserError(f"--config.{decided[0]} is decided by the cross-validation; leave it out.")
     page.check_records(arguments.results_dir, store.read_all(arguments.results_dir), arguments.folds)
 
 
 def _write(results_dir: Path) -> None:
-    """Writes the summary and the figures, and prints how the entries compare."""
-    from fmbench.pages import drawing
-
+    """Writes the summary and, if Matplotlib is installed, the figures, and prints how the entries compare."""
     summary = page.read(results_dir)
     path = results_dir / "summary.md"
     try:
@@ -113,7 +106,20 @@ def _write(results_dir: Path) -> None:
             file.write(page.render(summary).encode())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
-    rows = list(itertools.chain(*summary.values()))
+    for condition_rows in summary.values():
+        for sentence in page.comparisons(condition_rows):
+            print(sentence)
+    print(path)
+    _draw(list(itertools.chain(*summary.values())), results_dir)
+
+
+def _draw(rows: Sequence[page.CrossValidation], results_dir: Path) -> None:
+    try:
+        with command_line.needs_extra("figures"):
+            from fmbench.pages import drawing
+    except UserError as error:  # not what the folds were trained for
+        print(f"fmbench.cross_validate: no figures are drawn: {error}", file=sys.stderr)
+        return
     for row in rows:
         stage_ends = list(itertools.accumulate(stage.num_epochs for stage in row.runs[0].stages))[:-1]
         title = f"{row.entry}\n{row.setting}, {len(row.runs)} folds"
@@ -122,10 +128,6 @@ def _write(results_dir: Path) -> None:
     if rows:
         scores = {f"{row.entry}\n{row.setting}": row.scores for row in rows}
         drawing.save(drawing.box_plot(scores, "Accuracy on held-out folds"), results_dir / "box_plot.png")
-    for condition_rows in summary.values():
-        for sentence in page.comparisons(condition_rows):
-            print(sentence)
-    print(path)
 
 
 def _check(results_dir: Path) -> int:

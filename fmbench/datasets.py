@@ -10,16 +10,15 @@ for by name, on the withdrawn first version of Fashion-MNIST is an error, not a 
     python -m fmbench.datasets export    writes it as CSV, idx or PNG files
 """
 
-import argparse
+import functools
 
 from fmbench.data import export, fashion_mnist
-from fmbench.errors import UserError
-from fmbench.system import files
+from fmbench.system import command_line, files
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.datasets",
+    parser = command_line.Parser(
+        "datasets",
         description="Prepares Fashion-MNIST if need be, proves it and shows what was proven.",
     )
     parser.add_argument(
@@ -27,15 +26,14 @@ def main() -> None:
         help="directory with the four idx files, or a TFDS data directory (default: "
         "$FMBENCH_DATA_DIR, else the cache, a prepared TFDS directory, the network)",
     )
-    export.add_command(parser.add_subparsers(dest="command"))
+    same_errors = functools.partial(command_line.Parser, "datasets")
+    export.add_command(parser.add_subparsers(dest="command", parser_class=same_errors))  # type: ignore[call-overload]
     arguments = parser.parse_args()
-    try:
+    with command_line.plain_errors("datasets"):
         dataset = fashion_mnist.load(data_dir=arguments.data_dir)
         if arguments.command == "export":
             export.export(dataset, arguments.format, arguments.output)
             return
-    except UserError as error:
-        parser.exit(2, f"{error}\n")
     cache = files.cache_directory() / dataset.version
     print(f"Fashion-MNIST {dataset.version}, every part proven by its SHA-256")
     print(f"cache         {cache}, made from {(cache / 'origin.txt').read_text().strip()}")

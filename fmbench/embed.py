@@ -9,7 +9,6 @@ what the last dense layer, `head`, is given.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,15 @@ import numpy as np
 from fmbench.data import fashion_mnist, features
 from fmbench.errors import UserError
 from fmbench.models import exported
-from fmbench.pages import drawing, embedding
 from fmbench.records import store
-from fmbench.system import runtime
+from fmbench.system import command_line, runtime
 from fmbench.training import inference
 
 FEWEST_IMAGES = 10  # of which neighbours can be spoken
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.embed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.Parser("embed", description=__doc__)
     parser.add_argument("--model", type=Path, help="work directory of a completed run (default: raw pixels)")
     parser.add_argument("--layer", help="whose features, as in dense1 (default: those that head is given)")
     parser.add_argument("--split", choices=["train", "test"], default="test")
@@ -48,14 +42,13 @@ def main() -> None:
     if arguments.layer and not arguments.model:
         parser.error("--layer needs --model, the run whose layer it is")
     runtime.set_up()
-    try:
+    with command_line.plain_errors("embed"):
         _run(arguments)
-    except UserError as error:
-        print(f"fmbench.embed: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    with command_line.needs_extra("figures"):
+        from fmbench.pages import drawing, embedding
     if arguments.model:
         record, dataset = store.read_run(arguments.model)
         images, labels = first_images(dataset, arguments.split, arguments.num_images)

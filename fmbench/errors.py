@@ -1,5 +1,8 @@
 """The one exception that means: the user can mend this."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake in what the user gave us.
@@ -7,3 +10,9 @@ class UserError(Exception):
     The message says what was wrong, what was expected and what to do. Command lines print it without a
     traceback and exit with code 2.
     """
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """What to say of a name that is not among `names`: '; the nearest is num_epochs', or '' if none is near."""
+    found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"; the nearest {'are' if found[1:] else 'is'} {', '.join(found)}" if found else ""

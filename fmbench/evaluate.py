@@ -26,7 +26,7 @@ from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.models import exported
 from fmbench.records import machine, schema, store
-from fmbench.system import runtime
+from fmbench.system import command_line, runtime
 from fmbench.training import inference, input_pipeline
 
 
@@ -47,11 +47,7 @@ class Comparison(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.Parser("evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="work directory or exported model")
     parser.add_argument(
         "--data_dir",
@@ -60,11 +56,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     runtime.set_up()
-    try:
+    with command_line.plain_errors("evaluate"):
         sys.exit(_run(arguments))
-    except UserError as error:
-        print(f"fmbench.evaluate: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -9,32 +9,28 @@ every convolution returns for one image. Of the data: the first nine train image
 the mean image of every class.
 """
 
-import argparse
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from fmbench.data import fashion_mnist, photos
 from fmbench.data.fashion_mnist import CLASS_NAMES
 from fmbench.errors import UserError
 from fmbench.models import activations, exported
-from fmbench.pages import drawing
 from fmbench.records import store
-from fmbench.system import runtime
+from fmbench.system import command_line, runtime
 from fmbench.training import input_pipeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.figures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.Parser("figures", description=__doc__)
     parser.add_argument("subject", nargs="?", choices=["data"], help="draw the data, and no run")
     parser.add_argument("--model", type=Path, help="work directory of the completed run to draw")
     parser.add_argument(
@@ -50,7 +46,9 @@ def main() -> None:
     if (arguments.subject is None) == (arguments.model is None):
         parser.error("name a run, as in --model=workdirs/cnn3-cpu-float32-seed0, or say data")
     runtime.set_up()
-    try:
+    with command_line.plain_errors("figures"):
+        with command_line.needs_extra("figures"):
+            from fmbench.pages import drawing
         if arguments.model:
             output = arguments.output or arguments.model / "figures"
             figures = of_run(arguments.model, arguments.image)
@@ -61,12 +59,9 @@ def main() -> None:
             path = output / f"{name}.{arguments.format}"
             drawing.save(figure, path)
             tqdm.write(f"{path}")
-    except UserError as error:
-        print(f"fmbench.figures: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
-def of_run(workdir: Path, image: str) -> Iterator[tuple[str, Figure]]:
+def of_run(workdir: Path, image: str) -> Iterator[tuple[str, "Figure"]]:
     """Draws a completed run: yields names, without ending, and figures.
 
     Args:
@@ -76,6 +71,8 @@ def of_run(workdir: Path, image: str) -> Iterator[tuple[str, Figure]]:
     Raises:
         UserError: If there is no completed run, or no such image.
     """
+    from fmbench.pages import drawing
+
     record, dataset = store.read_run(workdir)
     predictions = store.read_predictions(record, workdir / "record.npy")
     model, description = exported.load_model(workdir)
@@ -106,8 +103,10 @@ def of_run(workdir: Path, image: str) -> Iterator[tuple[str, Figure]]:
         )
 
 
-def of_data(dataset: fashion_mnist.Dataset) -> Iterator[tuple[str, Figure]]:
+def of_data(dataset: fashion_mnist.Dataset) -> Iterator[tuple[str, "Figure"]]:
     """Draws the train images: yields names, without ending, and figures."""
+    from fmbench.pages import drawing
+
     images, labels = dataset.train_images, dataset.train_labels
     names = [CLASS_NAMES[label] for label in labels[:225]]
     yield (

@@ -1,63 +1,73 @@
 """Trains one benchmark entry and leaves a verified record.
 
-    python -m fmbench.main --config=configs/mlp.py
-    python -m fmbench.main --config=configs/resnet.py:20 --config.seed=1 --config.dtype=bfloat16
+    python -m fmbench.main --config=mlp
+    python -m fmbench.main --config=resnet:20 --config.seed=1 --config.dtype=bfloat16
+    python -m fmbench.main --config=path/to/mine.py --config.num_epochs=2
 
-The commonest overrides: --config.seed, --config.num_epochs, --config.batch_size, --config.dtype (float32,
-bfloat16), --config.parallel (jit, pmap), --config.model.name, --config.optimizer.name, --config.data.source,
---config.data.dir. All fields with their defaults are in fmbench/config.py.
+--config takes the name of a shipped config or the path of a file, and behind a colon its argument.
+--config.KEY=VALUE sets a field otherwise; the fields are listed below.
 
 Stopped by Ctrl-C or SIGTERM, a run saves a checkpoint; the same command goes on from there. Exit codes: 0 done,
 2 something given cannot be used, 3 the loss diverged, 130 interrupted.
 """
 
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import optax
-from absl import app, flags, logging
-from flax import nnx
+from ml_collections import config_dict
 
-from fmbench import config
-from fmbench.errors import UserError
-from fmbench.records import machine, schema
-from fmbench.system import runtime
-from fmbench.training import parallel, steps
-from fmbench.training.run import train_and_evaluate
+from fmbench import config, entries
+from fmbench.system import command_line
 
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Work directory of the run. Default: workdirs/<name of the record>."
-)
-RESULTS_DIR = flags.DEFINE_string("results_dir", "results", "Where the records are collected.")
-SUMMARY = flags.DEFINE_bool("summary", False, "Show the model's layers, parameters and FLOPs, and stop.")
-FORCE = flags.DEFINE_bool("force", False, "Start anew, throwing away what the work directory holds.")
-config.define_flags()
+# What takes JAX is imported in the functions: help, and the answer to a mistake, should not wait for it.
 
 
-def main(argv: list[str]) -> int:
-    del argv
-    logging.set_verbosity(logging.ERROR)  # Orbax has much to say
-    run_config = config.from_flags()
-    if SUMMARY.value:
-        print_summary(run_config)
-        return 0
-    runtime.set_up()
-    name = schema.record_name(run_config.entry, machine.environment(), run_config.dtype, run_config.seed)
-    if run_config.data.source in ("csv", "idx"):  # of which version is not known before they are read
-        name += f"-{run_config.data.source}"
-    record = train_and_evaluate(
-        run_config,
-        Path(WORKDIR.value or f"workdirs/{name}"),
-        results_dir=Path(RESULTS_DIR.value),
-        force=FORCE.value,
+def main() -> None:
+    parser = command_line.Parser(
+        "main",
+        usage="%(prog)s --config=NAME [--config.KEY=VALUE ...] [options]",
+        description=__doc__,
+        epilog=_describe_fields(),
+        allow_abbrev=False,
     )
-    return {"completed": 0, "diverged": 3, "interrupted": 130}[record.status]
+    parser.add_argument("--config", metavar="NAME", help=f"of a config, or a file: {', '.join(entries.names())}")
+    parser.add_argument("--workdir", type=Path, help="of the run (default: workdirs/<name of the record>)")
+    parser.add_argument(
+        "--results_dir",
+        type=Path,
+        default=Path("results"),
+        help="of the records (default: results)",
+    )
+    parser.add_argument("--summary", action="store_true", help="show the model's layers and FLOPs, and stop")
+    parser.add_argument(
+        "--force", action="store_true", help="start anew, throwing away what the work directory holds"
+    )
+    with command_line.plain_errors("main"):
+        arguments, words = parser.parse_known_args()
+        overrides, stray = entries.split(words)
+        if stray:
+            parser.refuse(stray[0])
+        run_config = entries.resolve(arguments.config or "", overrides)
+        if arguments.summary:
+            print_summary(run_config)
+            return
+        from fmbench import api
+
+        record = api.run(run_config, arguments.workdir, arguments.results_dir, force=arguments.force)
+    sys.exit({"completed": 0, "diverged": 3, "interrupted": 130}[record.status])
 
 
-def print_summary(run_config) -> None:
+def print_summary(run_config: config_dict.ConfigDict) -> None:
     """Prints the model's table of layers, shapes, parameters and FLOPs of one image's forward pass."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    from fmbench.training import parallel, steps
+
     # Over two CPU devices convolutions stay in XLA, which counts their FLOPs; in oneDNN it cannot.
     jax.config.update("jax_num_cpu_devices", 2)
     mesh = parallel.make_mesh(jax.devices()[:1])
@@ -69,21 +79,21 @@ def print_summary(run_config) -> None:
     print(nnx.tabulate(model, jnp.zeros((1, *shape)), compute_flops=True, console_kwargs=console))
 
 
-def run() -> None:
-    """Entry point: user mistakes end in one line on standard error."""
-
-    def parse(argv: list[str]) -> list[str]:
-        if {"--help", "-h", "--helpfull"} & set(argv):
-            print(__doc__, flags.FLAGS.module_help(config), flags.FLAGS.main_module_help(), sep="\n")
-            sys.exit(0)
-        return config.parse_flags(argv)
-
-    try:
-        app.run(main, flags_parser=parse)
-    except UserError as error:
-        print(f"fmbench.main: {error}", file=sys.stderr)
-        sys.exit(2)
+def _describe_fields() -> str:
+    """Every field of a config, a line or more each: its default and its meaning."""
+    indent = 44
+    lines = ["fields, with their defaults; a config sets others:"]
+    for field in config.fields():
+        flag = f"  --config.{field.key}" + (f"={field.default}" if field.default else "")
+        lines += textwrap.wrap(
+            field.meaning,
+            width=max(shutil.get_terminal_size().columns, indent + 40),
+            initial_indent=flag.ljust(indent - 1) + " ",
+            subsequent_indent=" " * indent,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines).replace("%", "%%")
 
 
 if __name__ == "__main__":
-    run()
+    main()

@@ -3,26 +3,23 @@
 python -m fmbench.pareto
 """
 
-import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 
 from fmbench.errors import UserError
-from fmbench.pages import drawing, leaderboard, pareto
+from fmbench.pages import leaderboard
 from fmbench.records import store
+from fmbench.system import command_line
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.pareto",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.Parser("pareto", description=__doc__)
     parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
     arguments = parser.parse_args()
     path = arguments.results_dir / "pareto.svg"
-    try:
+    with command_line.plain_errors("pareto"):
+        with command_line.needs_extra("figures"):
+            from fmbench.pages import drawing, pareto
         conditions = leaderboard.entries_by_condition(store.read_all(arguments.results_dir))
         if not conditions:
             raise UserError(f"{arguments.results_dir} has no records of completed runs to draw.")
@@ -36,9 +33,6 @@ def main() -> None:
             if condition.data_version == data_version
         }
         drawing.save(pareto.draw(points, num_entries.total() - num_drawn), path)
-    except UserError as error:
-        print(f"fmbench.pareto: {error}", file=sys.stderr)
-        sys.exit(2)
     print(f"{path}: {num_drawn} entries.")
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from fmbench.data import photos
 from fmbench.errors import UserError
 from fmbench.models import exported
-from fmbench.system import runtime
+from fmbench.system import command_line, runtime
 from fmbench.training import inference
 
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ MOST_DRAWN = 30  # rows of a figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fmbench.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.Parser("predict", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="work directory or exported model")
     parser.add_argument(
         "--invert",
@@ -56,14 +52,14 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="image", help="file, directory, or - for stdin")
     arguments = parser.parse_args()
     runtime.set_up()
-    try:
+    with command_line.plain_errors("predict"):
         sys.exit(_run(arguments))
-    except UserError as error:
-        print(f"fmbench.predict: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.figure:
+        with command_line.needs_extra("figures"):
+            from fmbench.pages import drawing
     if arguments.figure and arguments.figure.suffix not in (".png", ".svg"):
         raise UserError(f"--figure={arguments.figure}: its name must end in .png or .svg.")
     files = [file for path in arguments.images for file in (photos.image_files(path) if path.is_dir() else [path])]
@@ -100,8 +96,6 @@ def _run(arguments: argparse.Namespace) -> int:
             top3 = ", ".join(f"{name} {probability:.1%}" for name, probability in prediction["top3"])
             print(f"{path}: label {prediction['label']}, {top3}")
     if arguments.figure:
-        from fmbench.pages import drawing
-
         names = [path.name for path in paths]
         drawing.save(draw(names, images, probabilities, description["class_names"]), arguments.figure)
     return 0 if len(images) == len(files) else 1

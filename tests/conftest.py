@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from fmbench import config as config_lib
+from fmbench import entries
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -23,11 +23,11 @@ def make_config():
     """A config by its file and overrides, as the command line would make it, on the sample."""
 
     def make(spec: str, **overrides):
-        config = config_lib.load_file(str(REPOSITORY / spec))
+        config = entries.load(str(REPOSITORY / spec))
         config.data.source = "sample"
         with config.unlocked():
             config.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
-        return config_lib.finalize(config, str(REPOSITORY / spec))
+        return entries.finalize(config, str(REPOSITORY / spec))
 
     return make
 

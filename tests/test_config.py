@@ -1,37 +1,24 @@
 """What a config is called, and what is said of one that cannot be used."""
 
-import functools
 import json
 import re
-import sys
+import shutil
+from pathlib import Path
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from fmbench import config as config_lib
+from fmbench import entries
 from fmbench.errors import UserError
-
-# ml_collections loads config files in an old way.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
-_DEFINE_CONFIG_FILE = config_flags.DEFINE_config_file
 
 
 @pytest.fixture
 def parse(monkeypatch):
-    """The config of a command line, parsed as `fmbench.main` does, given from within the repository."""
+    """The config of a command line, given from within the repository."""
     monkeypatch.chdir(config_lib.REPOSITORY)
 
     def parse(*arguments: str):
-        values = flags.FlagValues()
-        monkeypatch.setattr(flags, "FLAGS", values)
-        define = functools.partial(_DEFINE_CONFIG_FILE, flag_values=values)
-        monkeypatch.setattr(config_flags, "DEFINE_config_file", define)
-        monkeypatch.setattr(sys, "argv", ["fmbench.main", *arguments])
-        config_lib.define_flags()
-        config_lib.parse_flags(sys.argv)
-        return config_lib.from_flags()
+        return entries.from_arguments(arguments)
 
     return parse
 
@@ -94,7 +81,7 @@ def test_the_config_file_is_told_from_the_repository(parse, tmp_path, monkeypatc
     assert parse("--config=configs/resnet.py:20").config_file == "configs/resnet.py"
     monkeypatch.chdir(tmp_path)
     spec = config_lib.REPOSITORY / "configs" / "mlp.py"
-    assert config_lib.finalize(config_lib.load_file(str(spec)), str(spec)).config_file == "configs/mlp.py"
+    assert entries.resolve(str(spec), {}).config_file == "configs/mlp.py"
 
 
 def test_a_finished_config_takes_no_new_fields(parse):
@@ -106,7 +93,7 @@ def test_a_finished_config_takes_no_new_fields(parse):
 def test_every_config_is_usable_and_says_how_to_run_it(path):
     command, *_ = re.findall(rf"python -m fmbench.main --config=(configs/{path.name}\S*)", path.read_text())
     spec = str(config_lib.REPOSITORY / command)
-    config = config_lib.finalize(config_lib.load_file(spec), spec)
+    config = entries.resolve(spec, {})
     assert config.entry == path.stem + command.partition(".py")[2].replace(":", "-")
 
 
@@ -131,16 +118,176 @@ def test_a_config_without_stages_is_one_stage(make_config):
     assert stage.augment["flip"]
 
 
-def test_a_config_elsewhere_does_not_pass_for_one_of_ours(tmp_path):
-    copy = tmp_path / "mlp.py"
-    copy.write_text((config_lib.REPOSITORY / "configs" / "mlp.py").read_text())
-    with pytest.raises(UserError, match=r"has the name of configs/mlp\.py"):
-        config_lib.finalize(config_lib.load_file(str(copy)), str(copy))
+# Names that are published.
 
 
-def test_a_resnet_without_a_depth_is_refused():
-    with pytest.raises(UserError, match=r"configs/resnet\.py:20"):
-        config_lib.load_file(str(config_lib.REPOSITORY / "configs" / "resnet.py"))
+def copy_of(name: str, path: Path, old: str = "", new: str = "") -> str:
+    """A copy of a shipped config file, edited by hand."""
+    text = (entries.CONFIGS / f"{name}.py").read_text()
+    assert old in text
+    path.write_text(text.replace(old, new) if old else text)
+    return str(path)
+
+
+def test_an_equal_copy_of_a_shipped_config_is_that_config(tmp_path):
+    config = entries.resolve(copy_of("mlp", tmp_path / "mlp.py"), {})
+    assert (config.entry, config.config_file) == ("mlp", "configs/mlp.py")
+
+
+@pytest.mark.parametrize(
+    ("file", "argument", "entry"),
+    [
+        ("mlp.py", "", "mlp+num_epochs=3"),
+        ("mlp.py", ":best", "mlp-best+num_epochs=3"),
+        ("mlp-best.py", "", None),  # the file's default is no `best`
+        ("mine.py", "", "mine"),
+        ("mlp-mine.py", "", "mlp-mine"),  # there is no such argument
+        ("mlp+num_epochs=2.py", "", "mlp_num_epochs=2"),  # would pass for an overridden mlp
+    ],
+)
+def test_an_edited_copy_never_has_the_name_of_the_published_config(tmp_path, file, argument, entry):
+    spec = copy_of("mlp", tmp_path / file, "config.num_epochs = 100", "config.num_epochs = 3")
+    found = entries.resolve(f"{spec}{argument}", {}).entry
+    assert found == entry if entry else found.startswith("mlp-best+")
+
+
+def test_what_an_edited_copy_changes_and_what_a_flag_changes_have_one_name(tmp_path):
+    spec = copy_of("mlp", tmp_path / "mlp.py", "config.num_epochs = 100", "config.num_epochs = 3")
+    edited, flagged = entries.resolve(spec, {}), entries.resolve("mlp", {"num_epochs": 3})
+    assert edited == flagged
+    assert entries.resolve(spec, {"num_epochs": 100}) == entries.resolve("mlp", {})
+
+
+def test_added_and_removed_fields_are_changes(tmp_path):
+    added = copy_of("cnn2", tmp_path / "cnn2.py", '"cnn2"', '"mlp"\n    config.model.width = 3')
+    assert entries.resolve(added, {}).entry == "cnn2+model.name=mlp+model.width=3"
+    removed = copy_of("tiny", tmp_path / "tiny.py", "config.model.widths = WIDTHS[arg]", "WIDTHS[arg]")
+    assert entries.resolve(f"{removed}:20k", {}).entry == "tiny-20k+model.widths=absent"
+
+
+def test_many_changes_make_a_name_that_a_file_can_have_and_other_changes_another(tmp_path):
+    def entry(**widths):
+        return entries.resolve("resnet:20", {"schedule.boundaries": tuple(range(60)), **widths}).entry
+
+    assert re.fullmatch(r"resnet-20\+1_changes=[0-9a-f]{8}", entry())
+    assert re.fullmatch(r"resnet-20\+2_changes=[0-9a-f]{8}", entry(num_epochs=2))
+    assert entry(num_epochs=2) != entry(num_epochs=3)
+
+
+# Finding a config.
+
+
+@pytest.mark.parametrize("spec", ["speedrun:94", "configs/speedrun.py:94", "configs/speedrun:94"])
+def test_a_shipped_config_is_found_from_anywhere(tmp_path, monkeypatch, spec):
+    monkeypatch.chdir(tmp_path)
+    place = entries.find(spec)
+    assert (place.path, place.argument) == (entries.CONFIGS / "speedrun.py", "94")
+    config = entries.resolve(spec, {})
+    assert (config.entry, config.config_file) == ("speedrun-94", "configs/speedrun.py")
+
+
+def test_a_file_that_is_there_comes_before_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    copy_of("mlp", tmp_path / "configs" / "mlp.py")
+    assert entries.find("configs/mlp.py").path == Path("configs/mlp.py")
+    assert entries.find("mlp").path == entries.CONFIGS / "mlp.py"
+
+
+@pytest.mark.parametrize("folder", ["a:b", "a.py:b", ":", "x: y"])
+def test_folders_and_files_may_have_colons_in_their_names(tmp_path, monkeypatch, folder):
+    (tmp_path / folder).mkdir()
+    path = copy_of("mlp", tmp_path / folder / "mine.py")
+    assert entries.find(path) == (Path(path), "")
+    assert entries.find(f"{path}:best") == (Path(path), "best")
+    shutil.copy(path, f"{path}:best.py")
+    assert entries.find(f"{path}:best.py") == (Path(f"{path}:best.py"), "")  # the longest that is there
+    monkeypatch.chdir(tmp_path)
+    assert entries.find(f"{folder}/mine.py:best") == (Path(folder) / "mine.py", "best")
+
+
+@pytest.mark.parametrize("name", [".py", " .py", "-.py", "_.py", "...py", "+.py"])
+def test_a_file_that_gives_no_name_is_refused(tmp_path, name):
+    path = copy_of("mlp", tmp_path / name)
+    with pytest.raises(UserError, match="gives its entry no name"):
+        entries.resolve(path, {})
+
+
+def test_an_edited_config_is_read_anew(tmp_path):
+    # A cached bytecode file of the same second and size would hide the edit.
+    for num_epochs in (3, 4):
+        spec = copy_of("mlp", tmp_path / "mine.py", "num_epochs = 100", f"num_epochs = {num_epochs}")
+        assert entries.load(spec).num_epochs == num_epochs
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def test_every_listed_spec_is_an_entry_of_its_own():
+    specs = entries.specs()
+    assert {"mlp", "mlp:best", "speedrun:94", "resnet:20-paper", "fc:b", "transfer:vgg19-bug"} <= set(specs)
+    found = [entries.resolve(spec, {}).entry for spec in specs]
+    assert found == [spec.replace(":", "-") for spec in specs]
+
+
+def test_other_depths_than_the_listed_do_as_well():
+    assert entries.resolve("resnet:26", {}).model.depth == 26
+
+
+# Fields.
+
+
+def test_every_field_has_a_meaning_and_its_default_is_shown():
+    shown = {field.key: field for field in config_lib.fields()}
+    defaults = config_lib.flatten(config_lib.base_config().to_dict())
+    assert defaults.keys() <= shown.keys()
+    for key, default in defaults.items():
+        assert shown[key].meaning
+        assert eval(shown[key].default) == default
+    assert {"stages.<name>.num_epochs", "stages.<name>.learning_rate"} <= shown.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("num_epochs", "3", 3),
+        ("num_epochs", 3, 3),
+        ("optimizer.learning_rate", "1e-3", 1e-3),
+        ("optimizer.learning_rate", 1, 1.0),
+        ("optimizer.nesterov", "true", True),
+        ("optimizer.nesterov", "False", False),
+        ("optimizer.nesterov", True, True),
+        ("data.dir", "/somewhere", "/somewhere"),
+        ("data.dir", Path("/somewhere"), "/somewhere"),
+        ("data.dir", None, None),
+        ("schedule.boundaries", "(0.25,)", (0.25,)),
+        ("schedule.boundaries", "0.25", (0.25,)),
+        ("schedule.boundaries", "[0.25, 0.5]", (0.25, 0.5)),
+        ("schedule.boundaries", [0.25], (0.25,)),
+    ],
+)
+def test_a_field_is_set_by_text_or_value(key, given, value):
+    found = config_lib.flatten(entries.resolve("mlp", {key: given}).to_dict())[key]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "said"),
+    [
+        ("num_epochs", "x", "config.num_epochs is 'x'; it must be a whole number."),
+        ("num_epochs", 1.5, "config.num_epochs is '1.5'; it must be a whole number."),
+        ("num_epochs", True, "config.num_epochs is 'True'; it must be a whole number."),
+        ("num_epochs", None, "config.num_epochs is 'None'; it must be a whole number."),
+        ("optimizer.learning_rate", "x", "config.optimizer.learning_rate is 'x'; it must be a number."),
+        ("optimizer.nesterov", "x", "config.optimizer.nesterov is 'x'; it must be true or false."),
+        ("schedule.boundaries", "(1", "config.schedule.boundaries is '(1'; it must be a list like (0.5, 0.75)."),
+        ("watch", 3, "config.watch is '3'; it must be text."),
+        ("optimizer", "adam", "config has no field 'optimizer'"),
+        ("optimizer.name.x", "adam", "config has no field 'optimizer.name.x'; the nearest"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_plain_words(key, given, said):
+    with pytest.raises(UserError) as error:
+        entries.resolve("mlp", {key: given})
+    assert str(error.value).startswith(said)
 
 
 # What cannot be used.
@@ -149,14 +296,26 @@ def test_a_resnet_without_a_depth_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], ["--config is missing", "--config=configs/mlp.py", "vgg_like.py"]),
+        ([], ["--config is missing", "--config=mlp", "vgg_like"]),
         (["--config"], ["--config is missing"]),
-        (["--config=configs/mpl.py"], ["no config file 'configs/mpl.py'", "cnn1.py", "mlp.py"]),
-        (["--config=nowhere/mlp.py"], ["no config file 'nowhere/mlp.py'", "no configs"]),
-        (["--config=configs"], ["no config file 'configs'"]),
+        (["--config=configs/mpl.py"], ["no config 'configs/mpl.py'", "the nearest are configs/mlp.py"]),
+        (["--config=mpl"], ["no config 'mpl'; the nearest is mlp."]),
+        (["--config=qqqq"], ["no config 'qqqq'; there are baseline, "]),
+        (["--config=nowhere/mlp.py"], ["no config 'nowhere/mlp.py'; the nearest is mlp"]),
+        (["--config=configs"], ["no config 'configs'"]),
+        (["--config="], ["--config is missing"]),
+        (["--config=:"], ["--config is missing"]),
+        (["--config=speedrun:97"], ["no argument '97'; there are 93, 94, 95, 96"]),
+        (["--config=speedrun"], ["needs an argument, as in speedrun:93; there are 93, 94, 95, 96"]),
+        (["--config=mlp:bst"], ["no argument 'bst'", "the nearest is best"]),
+        (["--config=cnn1:9"], ["cnn1 takes no argument"]),
+        (["--config=resnet"], ["needs an argument, as in resnet:20"]),
         (["--config=pyproject.toml"], ["pyproject.toml", "not a Python file"]),
-        (["--config=configs/resnet.py:twenty"], ["configs/resnet.py:twenty", "does not load", "'twenty'"]),
-        (["--config=configs/mlp.py:20"], ["configs/mlp.py:20", "does not load"]),
+        (
+            ["--config=configs/resnet.py:twenty"],
+            ["no argument 'twenty'; there are 20, 32"],
+        ),
+        (["--config=configs/mlp.py:20"], ["no argument '20'; there are best"]),
         (["--config=configs/mlp.py", "--config.num_epoch=2"], ["no field 'num_epoch'", "num_epochs"]),
         (["--config=configs/mlp.py", "--config.learning_rate=2"], ["no field", "optimizer.learning_rate"]),
         (["--config=configs/mlp.py", "--config.model.depth=20"], ["no field 'model.depth'", "model.name"]),
@@ -166,6 +325,12 @@ def test_a_resnet_without_a_depth_is_refused():
         (["--config=configs/mlp.py", "--config.num_epochs=1.5"], ["config.num_epochs", "1.5"]),
         (["--config=configs/mlp.py", "--config.optimizer.nesterov=maybe"], ["config.optimizer.nesterov", "maybe"]),
         (["--config=configs/mlp.py", "--wrokdir=x"], ["wrokdir", "--help"]),
+        (["--config=mlp", "--config.seed"], ["config.seed is 'true'; it must be a whole number"]),
+        (["--config=mlp", "--config.optimizer.name=adm"], ["optimizer.name is 'adm'", "nearest are adam, adamw"]),
+        (["--config=mlp", "--config.schedule.name=cosin"], ["schedule.name is 'cosin'", "nearest is cosine"]),
+        (["--config=mlp", "--config.data.split=al"], ["data.split is 'al'", "train_test_split", "the nearest"]),
+        (["--config=mlp", "--config.data.source=cvs"], ["data.source is 'cvs'", "the nearest is csv"]),
+        (["--config=mlp", "--config.dtype=flaot32"], ["dtype is 'flaot32'", "the nearest are float32"]),
         (["--config=configs/mlp.py", "extra"], ["unexpected argument 'extra'"]),
         (
             ["--config=configs/cnn1.py", "--config.stages.stage2.augment.zoom=2"],
@@ -220,7 +385,7 @@ def test_a_broken_config_file_is_named_with_its_error(parse, config_file, line, 
 
 def test_a_config_file_without_get_config_is_named(parse, tmp_path):
     (tmp_path / "empty.py").write_text("")
-    with pytest.raises(UserError, match=r"empty\.py' does not load: .*get_config"):
+    with pytest.raises(UserError, match=r"empty\.py' does not load: it has no function get_config"):
         parse(f"--config={tmp_path / 'empty.py'}")
 
 

@@ -524,6 +524,43 @@ def test_what_an_environment_lacks_is_named(tmp_path, requirement, expected):
     assert done.stdout.startswith(expected) and bool(done.stdout) == bool(expected)
 
 
+def test_an_extra_that_another_extra_names_is_asked_for_too(tmp_path):
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "fmbench"\ndependencies = []\n'
+        'optional-dependencies.dev = ["fmbench[figures]"]\noptional-dependencies.figures = ["no-such-package"]\n'
+    )
+    done = subprocess.run(
+        ["bash", "-c", 'source "$1"; can_run_fmbench "$2" dev', "bash", SETUP, sys.executable],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "no-such-package is not installed\n")
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_what_is_installed_includes_pip_which_installs_further_extras(tmp_path, installer):
+    write_executable(tmp_path / "bin" / "uv", '#!/bin/bash\n[[ $1 == --version ]] || echo "uv $*" >>"$CALLS"\n')
+    write_executable(tmp_path / "venv" / "bin" / "python", '#!/bin/bash\necho "python $*" >>"$CALLS"\n')
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin" if installer == "uv" else "/usr/bin:/bin"
+    subprocess.run(
+        ["bash", "-c", 'source "$1"; install_packages "$2"', "bash", SETUP, tmp_path / "venv"],
+        env={"PATH": path, "CALLS": str(tmp_path / "calls")},
+        check=True,
+    )
+    (call,) = (tmp_path / "calls").read_text().splitlines()
+    assert call.startswith("uv pip install" if installer == "uv" else "python -I -m pip install")
+    assert call.endswith("--constraint constraints.txt --editable .[dev] pip")
+
+
+def test_the_two_commands_ask_for_the_extras_that_they_use():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(requirement.startswith("fmbench[figures,transfer]") for requirement in extras["dev"])
+    assert "set_up_environment figures" in (ROOT / "run_all.sh").read_text()
+    assert "set_up_environment dev" in (ROOT / "test.sh").read_text()
+
+
 def test_fmbench_lying_in_the_current_directory_does_not_count(tmp_path):
     (tmp_path / "fmbench").mkdir()
     (tmp_path / "fmbench" / "__init__.py").touch()

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fmbench.data.fashion_mnist import CLASS_NAMES
 from fmbench.errors import UserError
 from fmbench.pages import drawing
-from fmbench.system import files
+from fmbench.system import command_line, files
 
 THUMBNAIL_SIDE = 0.045  # as a fraction of the figure's axes
 
@@ -23,10 +23,14 @@ THUMBNAIL_SIDE = 0.045  # as a fraction of the figure's axes
 def t_sne(vectors: np.ndarray) -> np.ndarray:
     """(n, size) -> (n, 2), the same every time.
 
+    Raises:
+        UserError: If openTSNE is not installed.
+
     References:
         van der Maaten & Hinton, 2008, "Visualizing data using t-SNE"; Poličar et al., 2024, "openTSNE".
     """
-    from openTSNE import TSNE  # takes seconds to import
+    with command_line.needs_extra("figures"):
+        from openTSNE import TSNE  # takes seconds to import
 
     with tqdm(total=750, desc="t-SNE", unit="iteration", disable=None) as bar:  # openTSNE's 250 + 500
 

@@ -1,11 +1,11 @@
 """Generated files: what belongs in them is rendered first, then written or compared with what is there."""
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fmbench.errors import UserError
+from fmbench.system.command_line import Parser, plain_errors
 from fmbench.system.files import atomic_file
 
 
@@ -14,27 +14,20 @@ def command_line(name: str, description: str, render: Callable[[Path], Mapping[P
 
     Ends the process with 1 if --check finds a difference, with 2 if something given cannot be used.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m fmbench.{name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(name, description=description)
     parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 on a difference")
     arguments = parser.parse_args()
-    try:
+    with plain_errors(name):
         if not arguments.results_dir.is_dir():
             raise UserError(f"--results_dir={arguments.results_dir} is not a directory.")
-        files = render(arguments.results_dir)
-        outdated = stale(files)
-        if not arguments.check:
-            write(files)
-    except OSError as error:
-        print(f"fmbench.{name}: {error.filename}: {error.strerror}.", file=sys.stderr)
-        sys.exit(2)
-    except UserError as error:
-        print(f"fmbench.{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            files = render(arguments.results_dir)
+            outdated = stale(files)
+            if not arguments.check:
+                write(files)
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}.") from error
     names = ", ".join(map(str, files))
     if not arguments.check:
         print(f"{names} written.")

@@ -76,7 +76,7 @@ class RunRecord(_Strict):
     schema_version: Literal[1]
     status: Status
     created: str  # UTC, ISO 8601
-    entry: str
+    entry: Annotated[str, Field(min_length=1)]  # names the file
     config_file: str
     config: dict[str, Any]
     seed: Count

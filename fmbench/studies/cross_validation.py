@@ -42,7 +42,7 @@ def cross_validate(
     """Trains and scores all folds of one config, except those that are finished, and prints the scores.
 
     Args:
-        run_config: From `fmbench.config`. Its seed is every fold's.
+        run_config: From `fmbench.entries`. Its seed is every fold's.
         num_folds: 2 or more.
         workdir: The first of five folds is run in <workdir>/<name>/fold1of5, with the name of a record.
         results_dir: The records go to <results_dir>/runs.

@@ -12,14 +12,12 @@ from typing import NamedTuple
 
 from ml_collections import config_dict
 
-from fmbench import config
+from fmbench import config, entries
 from fmbench.errors import UserError
 from fmbench.records import store
 from fmbench.records.schema import RunRecord
 from fmbench.records.statistics import mean_and_std
 from fmbench.system.interrupt import StopRequest, stop_on_signals
-
-LONGEST_ENTRY = 190  # characters; device, dtype and seed make it a record's file name, of 255 at most
 
 HOW_TO_READ = """\
 Validation accuracy is the last epoch's, mean ± sample standard deviation over n seeds; train loss is the last
@@ -72,14 +70,12 @@ def plan(fixed: Sequence[str], grids: Sequence[str], seeds: str) -> list[Run]:
     runs: dict[str, Run] = {}
     for *point, seed in itertools.product(*axes):
         flags = [*fixed, *(f"--config.{override}" for override in [*point, seed])]
-        run = Run(" ".join(point), flags, config.from_arguments(flags))
+        run = Run(" ".join(point), flags, entries.from_arguments(flags))
         if run.config.data.split == "all":
             raise UserError(
                 "config.data.split is 'all', which leaves no validation images to choose by; give "
                 "--config.data.split=train_test_split."
             )
-        if len(run.config.entry) > LONGEST_ENTRY:
-            raise UserError(f"{run.config.entry} is too long for a file name; put overrides into a config file.")
         if run.name in runs:
             raise UserError(f"'{runs[run.name].point} {seed}' and '{run.point} {seed}' are the same run.")
         runs[run.name] = run

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from fmbench import config
+from fmbench import entries
 from fmbench.data import fashion_mnist
 from fmbench.records import machine
 from fmbench.records.schema import Environment
@@ -22,9 +22,9 @@ from fmbench.throughput.measurements import Conditions, Dtype, Measurements, Mod
 from fmbench.throughput.race import compare_nets, make_entrant, race, save_weights
 from fmbench.throughput.workers import System, choose_systems, fresh_caches, say
 
-BATCH_SIZE_CONFIGS = ("configs/cnn1.py", "configs/mlp.py")
+BATCH_SIZE_CONFIGS = ("cnn1", "mlp")
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
-DATASET_SIZE_CONFIG = "configs/mlp.py"
+DATASET_SIZE_CONFIG = "mlp"
 COPIES = (1, 4, 16)
 
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 def load_config(spec: str) -> config_dict.ConfigDict:
     """The named and checked config of 'configs/resnet.py:20'."""
-    return config.finalize(config.load_file(spec), spec)
+    return entries.resolve(spec, {})
 
 
 # Measuring.
@@ -155,7 +155,6 @@ def measure_dataset_sizes(setting: Setting) -> Sweep:
 
 
 def _sweep(spec: str, setting: Setting, changes: list[dict[str, Any]]) -> list[Row]:
-    spec = str(config.REPOSITORY / spec)
     run_config = load_config(spec)
     yardstick = choose_systems((), ())[0]
     say(f"{run_config.entry}: {', '.join(str(change) for change in changes)}")

@@ -36,7 +36,7 @@ def train_and_evaluate(
     """Trains, evaluates and leaves a record, or goes on where an earlier call stopped.
 
     Args:
-        config: From `fmbench.config.finalize`.
+        config: From `fmbench.entries.finalize`.
         directory: The work directory: checkpoints, metrics, the exported model and a copy of the record.
         results_dir: The record and its predictions go to <results_dir>/runs.
         force: Start anew, throwing away what `directory` holds.

@@ -257,4 +257,4 @@ def test_a_number_of_images_that_cannot_be_is_one_line(sample, monkeypatch, caps
 def test_a_layer_is_some_models(monkeypatch, capsys):
     code, out, err = run_main(monkeypatch, capsys, "--layer=dense1")
     assert (code, out) == (2, "")
-    assert err.endswith("error: --layer needs --model, the run whose layer it is\n")
+    assert err.startswith("fmbench.embed: --layer needs --model, the run whose layer it is; ")

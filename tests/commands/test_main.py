@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from fmbench import config
 from fmbench.models import exported
 from fmbench.records import store
 
@@ -91,8 +92,12 @@ def test_eight_devices(run_main, tmp_path, mode):
     ("flags", "message"),
     [
         (("--config=configs/mlp.py", "--config.num_epoch=3"), "no field 'num_epoch'; the nearest are num_epochs"),
-        (("--config=configs/mlp.py", "--config.seed=x"), "--config.seed=x"),
-        (("--config=configs/nothing.py",), "no config file 'configs/nothing.py'; configs has baseline.py, "),
+        (("--config=mlp", "--config.seed=x"), "config.seed is 'x'; it must be a whole number."),
+        (("--config=mpl",), "no config 'mpl'; the nearest is mlp."),
+        (("--config=speedrun:97",), "there is no argument '97'; there are 93, 94, 95, 96"),
+        (("--config=mlp", "--reslts_dir=x"), "there is no flag --reslts_dir; the nearest are --results_dir"),
+        (("--config=mlp", "extra"), "unexpected argument 'extra'"),
+        (("--config=configs/nothing.py",), "no config 'configs/nothing.py'; "),
         ((), "--config is missing"),
         ((*QUICK, "--results_dir=pyproject.toml"), "--results_dir=pyproject.toml cannot be written to"),
         ((*QUICK, "--config.batch_size=481"), "config.batch_size is 481, but the train set has only 480"),
@@ -113,8 +118,12 @@ def test_help_and_summary(run_main):
     shown = run_main("--help")
     assert shown.returncode == 0
     assert all(
-        flag in shown.stdout for flag in ("--config:", "--workdir:", "--results_dir:", "]summary:", "]force:")
+        flag in shown.stdout for flag in ("--config NAME", "--workdir", "--results_dir", "--summary", "--force")
     )
+    words = " ".join(shown.stdout.split())
+    for field in config.fields():
+        default = f"={field.default}" if field.default else ""
+        assert f"--config.{field.key}{default} {field.meaning}" in words
     summary = run_main("--config=configs/cnn3.py", "--summary")
     assert summary.returncode == 0
     assert "241,546" in summary.stdout

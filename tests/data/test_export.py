@@ -116,7 +116,9 @@ def test_only_a_new_or_empty_directory_will_do(run, tmp_path, kind):
     before = files(tmp_path)
     code, out, err = run("export", "--format=png", f"--output={output}")
     assert (code, out) == (2, "")
-    assert err == f"--output={output} is not an empty directory; name one that is, or a new one.\n"
+    assert (
+        err == f"fmbench.datasets: --output={output} is not an empty directory; name one that is, or a new one.\n"
+    )
     assert files(tmp_path) == before
 
 
@@ -128,7 +130,10 @@ def test_a_failure_leaves_no_half_of_the_files(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(PIL.Image.Image, "save", fail)
     code, _, err = run("export", "--format=png", f"--output={tmp_path}")
-    assert (code, err) == (2, f"--output={tmp_path} cannot be written to: No space left on device.\n")
+    assert (code, err) == (
+        2,
+        f"fmbench.datasets: --output={tmp_path} cannot be written to: No space left on device.\n",
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,8 @@ import jax
 import pytest
 from flax import nnx
 
-from fmbench.config import REPOSITORY, difference, from_arguments, to_json
+from fmbench.config import REPOSITORY, difference, to_json
+from fmbench.entries import from_arguments
 from fmbench.models import split_model
 from fmbench.training.run import train_and_evaluate
 from fmbench.training.steps import count, make_model
