@@ -63,7 +63,7 @@ class StageResult(_Strict):
     name: str
     num_epochs: Count  # done
     learning_rate: float  # peak
-    augment: dict[str, float]  # strengths, as the config has them
+    augment: dict[str, float | str]  # strengths and the function's import path, as the config has them
     train_seconds: Seconds
     train_core_seconds: Seconds
     val_accuracy: Fraction | None
