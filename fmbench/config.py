@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Fields that make no other entry: the seed and the dtype stand in a record's name, and wherever the data
 # and the weights lie, they are proven to be the same.
-SAME_DATA = (("data.source", "csv"), ("data.source", "idx"))  # or the old data, which a record's name says
+SAME_DATA = (("data.source", "csv"), ("data.source", "idx"), ("data.unproven", True))  # or a record's name says so
 NOT_IN_ENTRY_NAME = ("seed", "dtype", "data.dir", "features.weights", "entry", "config_file")
 
 
@@ -49,6 +49,7 @@ def base_config() -> config_dict.ConfigDict:
     config.data = config_dict.ConfigDict()
     config.data.source = "tfds"  # csv, idx: the files in data.dir; sample: the few hundred images of the tests
     config.data.dir = config_dict.placeholder(str)  # folder with the four idx files
+    config.data.unproven = False  # csv, idx: other data of the same shape than Fashion-MNIST will do
     config.data.split = "default"  # default (5,000 stratified), train_test_split, kfold, all
     config.data.test_size = 0.2  # of scikit-learn's train_test_split
     config.data.random_state = 0  # of train_test_split and of scikit-learn's KFold

@@ -78,8 +78,8 @@ def build_model(
     model_class = _find(name)
     if misfit := import_path.misfit(model_class, given=given):
         raise UserError(
-            f"model '{name}' cannot be built from config.model: its constructor {misfit}; it must take rngs, dtype "
-            "and axis_name, and the further fields of config.model."
+            f"model '{name}' cannot be built from config.model: its constructor {misfit}; it must take rngs, "
+            "dtype and axis_name, and the further fields of config.model."
         )
     try:
         return model_class(**given)

@@ -140,8 +140,8 @@ def _stage_schedule(config: config_dict.ConfigDict, stage: Stage, steps_per_epoc
                 raise UserError(f"config.schedule.name is '{path}', whose schedule fails: {said}.") from error
             if getattr(rate, "shape", None) != ():
                 raise UserError(
-                    f"config.schedule.name is '{path}'; it must return an optax.Schedule, which gives the learning "
-                    "rate, one number, of a step."
+                    f"config.schedule.name is '{path}'; it must return an optax.Schedule, which makes of a step "
+                    "one number, the learning rate."
                 )
             return schedule
         case name:
@@ -166,7 +166,8 @@ def _call(
     fields = {field: value for field, value in fields.items() if field in taken or value != defaults.get(field)}
     if misfit := import_path.misfit(function, given=[*given, *fields]):
         raise UserError(
-            f"{name}, which {misfit}; it must take {', '.join(given)}, and what config.{part} has beyond its defaults."
+            f"{name}, which {misfit}; it must take {', '.join(given)}, and the fields of config.{part} that are "
+            "not at their defaults."
         )
     try:
         return function(**given, **fields)

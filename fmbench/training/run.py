@@ -13,7 +13,6 @@ from ml_collections import config_dict
 
 from fmbench import config as config_lib
 from fmbench import layers
-from fmbench.data import fashion_mnist
 from fmbench.models import exported
 from fmbench.records import machine, schema, store
 from fmbench.system.interrupt import StopRequest, stop_on_signals
@@ -54,7 +53,7 @@ def train_and_evaluate(
         else:
             record, predictions = _run(config, directory, stop)
             store.write(record, predictions, directory / "record")
-        return store.publish(directory / "record", results_dir)
+        return store.publish(directory / "record", results_dir, data_dir=config.data.dir)
 
 
 def _run(
@@ -69,6 +68,7 @@ def _run(
         parallel.check_batch_size("batch_size", config.batch_size, mesh)
         parallel.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
         data = input_pipeline.load(config, mesh)
+        workdir.check_same_data(directory, data.sha256)
         num_steps = config.num_epochs * data.steps_per_epoch
         stages = config_lib.stages(config)
         steps_per_call = steps.choose_steps_per_call(config, data.steps_per_epoch)
@@ -179,7 +179,7 @@ def _run(
                 "dtype": config.dtype,
                 "normalization": config.data.normalization,
                 "features": config.features.to_dict(),
-                "class_names": fashion_mnist.CLASS_NAMES,
+                "class_names": data.class_names,
                 "test_accuracy": evaluations["test"].accuracy,
             }
             exported.export_model(directory / "model", *state.evaluated, description)

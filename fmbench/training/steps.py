@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
 from fmbench.config import stages
-from fmbench.errors import UserError
 from fmbench.models import build_model, check_model, split_model
 from fmbench.training import augment as augmentation
 from fmbench.training import input_pipeline, parallel, selection

@@ -59,6 +59,7 @@ def test_the_data_may_have_moved_but_not_changed(run):
     claim(run, moved)
     claim(run, moved, force=True)
     claim(run)
+    (run / "metrics.jsonl").touch()
     with pytest.raises(UserError, match=r"data\.split: default -> all"):
         claim(run, CONFIG | {"data": CONFIG["data"] | {"split": "all"}})
 
