@@ -59,7 +59,7 @@ def load_model(directory: Path) -> tuple[nnx.Module, dict[str, Any]]:
         dtype = jnp.dtype(description["dtype"])
         model = nnx.eval_shape(lambda: build_model(description["model"], rngs=nnx.Rngs(0), dtype=dtype))
     except UserError as error:
-        raise UserError(f"{directory}: {error}") from error
+        raise UserError(f"{directory} holds a model that cannot be rebuilt here: {error}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{directory} holds no model of this version of fmbench ({type(error).__name__}: {error}); "

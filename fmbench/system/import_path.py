@@ -74,8 +74,9 @@ def misfit(function: Callable[..., Any], *, given: Collection[str], places: int 
     parameters = list(inspect.signature(called).parameters.values())
     parameters = parameters[1:] if called is not function else parameters  # without self
     by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    by_name = {p.name: p for p in parameters[places:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     kinds = {p.kind for p in parameters}
+    by_name = {p.name: p for p in by_place[places:] if p.kind is p.POSITIONAL_OR_KEYWORD}
+    by_name |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     parts = []
     if len(by_place) < places and inspect.Parameter.VAR_POSITIONAL not in kinds:
         parts.append(f"takes {len(by_place)} arguments by their place, and is given {places}")

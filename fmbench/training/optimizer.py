@@ -163,11 +163,15 @@ def _call(
     defaults = base_config()[part].to_dict()
     fields = {field: value for field, value in settings.to_dict().items() if field not in ("name", *given, *ours)}
     taken = import_path.named_arguments(function, fields)
-    fields = {field: value for field, value in fields.items() if field in taken or value != defaults.get(field)}
+    # Of the fields that every config has, many are for others; but it matters to all whether weights decay.
+    fields = {
+        field: value
+        for field, value in fields.items()
+        if field in taken or field not in defaults or (field == "weight_decay" and value)
+    }
     if misfit := import_path.misfit(function, given=[*given, *fields]):
         raise UserError(
-            f"{name}, which {misfit}; it must take {', '.join(given)}, and the fields of config.{part} that are "
-            "not at their defaults."
+            f"{name}, which {misfit}; it must take {', '.join(given)}, and what a file adds to config.{part}."
         )
     try:
         return function(**given, **fields)

@@ -22,9 +22,9 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
 
     Args:
         workdir: Created if absent.
-        config: The resolved config as JSON. The first run stores it; later ones must have the same once there is
-            something to go on from, but for data.dir where the data are equal wherever they lie: proven to be, or with the hashes that
-            `check_same_data` stored.
+        config: The resolved config as JSON. The first run stores it; once it has left something to go on from,
+            later ones must have the same, but for data.dir where the data are equal wherever they lie: proven to
+            be, or with the hashes that `check_same_data` stored.
         force: Throw away what an earlier run left there.
 
     Raises:

@@ -204,8 +204,8 @@ def test_pixels_of_the_test_set_are_embedded(sample, monkeypatch, tmp_path, caps
         given.append(vectors)
         return vectors[:, 300:302]
 
-    def draw(positions, labels, images, title):
-        given.extend([positions, labels, images, title])
+    def draw(positions, labels, images, title, class_names):
+        given.extend([positions, labels, images, title, class_names])
         return Figure()
 
     monkeypatch.setattr(fashion_mnist, "load", lambda: sample)
@@ -218,7 +218,8 @@ def test_pixels_of_the_test_set_are_embedded(sample, monkeypatch, tmp_path, caps
     assert out.splitlines()[0] == str(directory / "tsne-pixels.png")
     assert str(directory / "projector" / "pixels") in out.splitlines()[1]
     assert (directory / "tsne-pixels.png").exists()
-    vectors, positions, labels, images, title = given
+    vectors, positions, labels, images, title, class_names = given
+    assert class_names == sample.class_names
     np.testing.assert_allclose(vectors, sample.test_images[:20].reshape(20, 784) / 255, rtol=1e-6)
     np.testing.assert_array_equal(positions, vectors[:, 300:302])
     np.testing.assert_array_equal(labels, sample.test_labels[:20])
