@@ -32,16 +32,16 @@ class NeedsMore(Little):
 
 class FailsToBuild(Little):
     def __init__(self, *, rngs, dtype, axis_name):
-        self.hidden = nnx.Linear(784, None, rngs=rngs)  # line of FailsToBuild
+        self.hidden = nnx.Linear(784, -1, rngs=rngs)  # line of FailsToBuild
 
 
 class TakesNoTrain(Little):
-    def __call__(self, images):
+    def __call__(self, images):  # type: ignore[override]
         return super().__call__(images)
 
 
 class TakesNoImages(Little):
-    def __call__(self, *, train=False, rngs=None):
+    def __call__(self, *, train=False, rngs=None):  # type: ignore[override]
         return jnp.zeros((2, 10))
 
 
