@@ -107,8 +107,16 @@ def test_what_was_added_is_lint_free(copy):
 
 
 def test_the_tests_that_know_of_models_and_configs_pass_with_it(copy):
-    files = [f"tests/{name}.py" for name in ("models/test_models", "test_config", "commands/test_sweep")]
-    chosen = ("-k", "little or covered or counts or test_config or test_sweep", "-m", "not slow and not full")
+    files = [
+        f"tests/{name}.py"
+        for name in ("models/test_models", "models/test_outside", "test_config", "commands/test_sweep")
+    ]
+    chosen = (
+        "-k",
+        "little or covered or counts or test_outside or test_config or test_sweep",
+        "-m",
+        "not slow and not full",
+    )
     out = run(copy, "-m", "pytest", "-v", "-p", "no:cacheprovider", *files, *chosen, repository=copy)
     assert "test_logits[little" in out
     assert re.search(r"\d+ passed", out)

@@ -46,7 +46,7 @@ def test_a_model_by_its_import_path_gets_the_arguments():
         ({"name": "outside:momentum"}, "is no model: it must be a subclass of flax.nnx.Module"),
         ({"name": "outside:jnp"}, "is no model: it must be a subclass of flax.nnx.Module"),
         ({"name": "outside:Litle"}, "has no 'Litle'; the nearest: Little"),
-        ({"name": "cnn9"}, "must be one of mlp, "),
+        ({"name": "cnn9"}, "it must be one of "),
         ({"name": "vgg_lik"}, "the nearest: vgg_like"),
     ],
 )  # fmt: skip
