@@ -46,6 +46,7 @@ def base_config() -> config_dict.ConfigDict:
     config.data = config_dict.ConfigDict()
     config.data.source = "tfds"  # tfds; csv, idx: the files in data.dir; sample: the tests' few hundred images
     config.data.dir = config_dict.placeholder(str)  # folder with the four idx files
+    config.data.unproven = False  # csv, idx: other data of the same shape than Fashion-MNIST will do
     config.data.split = "default"  # default (5,000 stratified), train_test_split, kfold, all
     config.data.test_size = 0.2  # of scikit-learn's train_test_split
     config.data.random_state = 0  # of train_test_split and of scikit-learn's KFold
@@ -60,10 +61,10 @@ def base_config() -> config_dict.ConfigDict:
     config.features.preprocessing = "imagenet"  # imagenet; rescaled_twice, a published mistake
 
     config.model = config_dict.ConfigDict()
-    config.model.name = "mlp"  # a key of fmbench.models.MODELS; further fields are the model's arguments
+    config.model.name = "mlp"  # of fmbench.models.MODELS, or package.module:Name; further fields are its arguments
 
     config.optimizer = config_dict.ConfigDict()
-    config.optimizer.name = "adam"  # sgd, adam, adamw, muon
+    config.optimizer.name = "adam"  # sgd, adam, adamw, muon, or one's own: package.module:name
     config.optimizer.learning_rate = 1e-3  # the schedule's peak
     config.optimizer.momentum = 0.9  # sgd, muon
     config.optimizer.nesterov = False  # sgd, muon
@@ -75,7 +76,7 @@ def base_config() -> config_dict.ConfigDict:
     config.optimizer.weight_decay = 0.0  # on kernels only; sgd: added to the gradient; others: decoupled
 
     config.schedule = config_dict.ConfigDict()
-    config.schedule.name = "constant"  # constant, step, cosine, linear, onecycle
+    config.schedule.name = "constant"  # constant, step, cosine, linear, onecycle, or package.module:name
     config.schedule.warmup_epochs = 0.0  # cosine, linear, onecycle
     config.schedule.boundaries = (0.5, 0.75)  # step: fractions of the run ...
     config.schedule.factor = 0.1  # ... after which the rate is multiplied by this
@@ -95,6 +96,7 @@ def no_augmentation() -> config_dict.ConfigDict:
     augment.random_erasing = 0.0  # probability of a rectangle of noise
     augment.mixup = 0.0  # alpha of the Beta distribution of the weights
     augment.cutmix = 0.0  # likewise; of mixup and cutmix only one may be on
+    augment.function = ""  # package.module:name of one's own, (key, image) -> image, float32 (28, 28); comes last
     return augment
 
 
@@ -235,7 +237,10 @@ def to_json(config: config_dict.ConfigDict) -> dict[str, Any]:
 
 def complete(recorded: dict[str, Any]) -> dict[str, Any]:
     """A record's config, flat; fields that came after its run have their defaults, which mean 'as before'."""
-    return flatten(to_json(base_config())) | flatten(recorded)
+    defaults = flatten(to_json(base_config()))
+    for name in recorded.get("stages", {}):
+        defaults |= flatten(to_json(stage(0)), f"stages.{name}.")
+    return defaults | flatten(recorded)
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -329,6 +334,8 @@ def _check_augment(field: str, settings: dict[str, Any]) -> None:
     """Refuses strengths that mean nothing."""
     most = {"shift": 1, "zoom": 0.99, "cutout": 28, "random_erasing": 1, "crop_padding": 28}
     for name, value in settings.items():
+        if name == "function":
+            continue
         if not 0 <= value <= most.get(name, float("inf")):
             limit = f" and at most {most[name]}" if name in most else ""
             raise UserError(f"config.{field}.{name} is {value}; it must be at least 0{limit}.")

@@ -59,7 +59,8 @@ def _run(arguments: argparse.Namespace) -> None:
         vectors = inference.layer_features(model, inputs, description["normalization"], arguments.layer)
         name = f"{record.name}-{arguments.layer or 'features'}"
     else:
-        images, labels = first_images(fashion_mnist.load(), arguments.split, arguments.num_images)
+        dataset = fashion_mnist.load()
+        images, labels = first_images(dataset, arguments.split, arguments.num_images)
         vectors = images.reshape(len(images), -1) / np.float32(255)
         name = "pixels"
 
@@ -68,11 +69,11 @@ def _run(arguments: argparse.Namespace) -> None:
     seconds = time.perf_counter() - begin
     title = f"t-SNE of {len(images):,} {arguments.split} images in {seconds:.1f} s\n{name}"
     path = arguments.output / f"tsne-{name}.{arguments.format}"
-    drawing.save(embedding.draw(positions, labels, images, title), path)
+    drawing.save(embedding.draw(positions, labels, images, title, dataset.class_names), path)
     print(path)
     if arguments.projector:
         directory = arguments.output / "projector" / name
-        embedding.write_projector(directory, vectors, labels, images)
+        embedding.write_projector(directory, vectors, labels, images, dataset.class_names)
         print(f"{directory}: tensorboard --logdir={directory} shows it")
 
 

@@ -20,7 +20,7 @@ CONFIGS = IN_WHEEL if IN_WHEEL.is_dir() else REPOSITORY / "configs"
 
 # Fields that make no other entry: the seed and the dtype stand in a record's name, and wherever the data
 # and the weights lie, they are proven to be the same.
-SAME_DATA = (("data.source", "csv"), ("data.source", "idx"))  # or the old data, which a record's name says
+SAME_DATA = (("data.source", "csv"), ("data.source", "idx"), ("data.unproven", True))  # or a record's name says so
 NOT_IN_ENTRY_NAME = ("seed", "dtype", "data.dir", "features.weights", "entry", "config_file")
 LONGEST_ENTRY = 160  # characters; fold, device, dtype and seed make it a record's file name, of 255 at most
 
@@ -202,7 +202,8 @@ def finalize(config: config_dict.ConfigDict, spec: str) -> config_dict.ConfigDic
     place = published[0] if published else place
     resolved = flatten(config.to_dict())
     changes = [
-        f"{key}={resolved.get(key, 'absent')}"
+        # The colon of an import path becomes what no such path has, lest two of them make one entry.
+        f"{key}={str(resolved.get(key, 'absent')).replace(':', '-')}"
         for key in sorted(resolved.keys() | own.keys())
         if key not in NOT_IN_ENTRY_NAME
         and (key not in resolved or key not in own or resolved[key] != own[key])

@@ -64,7 +64,8 @@ def _run(arguments: argparse.Namespace) -> int:
     model, description = exported.load_model(arguments.model)
     record = read_record(arguments.model)
     resolved = record.config if record else config.to_json(config.base_config())
-    dataset = fashion_mnist.load(resolved["data"]["source"], arguments.data_dir or resolved["data"]["dir"])
+    data = resolved["data"]
+    dataset = fashion_mnist.load(data["source"], arguments.data_dir or data["dir"], data.get("unproven", False))
     if record and dataset.sha256 != record.data_sha256:
         raise UserError(
             f"the record of {arguments.model} is on data of {record.data_version}, these are {dataset.version}; "

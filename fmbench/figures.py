@@ -18,7 +18,6 @@ import numpy as np
 from tqdm import tqdm
 
 from fmbench.data import fashion_mnist, photos
-from fmbench.data.fashion_mnist import CLASS_NAMES
 from fmbench.errors import UserError
 from fmbench.models import activations, exported
 from fmbench.records import store
@@ -76,6 +75,7 @@ def of_run(workdir: Path, image: str) -> Iterator[tuple[str, "Figure"]]:
     record, dataset = store.read_run(workdir)
     predictions = store.read_predictions(record, workdir / "record.npy")
     model, description = exported.load_model(workdir)
+    class_names = dataset.class_names
     pixels, what = _choose_image(dataset, image)
     run = f"{record.entry}, seed {record.seed}, {record.dtype}"
 
@@ -84,11 +84,14 @@ def of_run(workdir: Path, image: str) -> Iterator[tuple[str, "Figure"]]:
 
     right = predictions == dataset.test_labels
     score = f"{right.sum():,} of {len(right):,} test images right"
-    yield "confusion-matrix", drawing.confusion_matrix(dataset.test_labels, predictions, f"{run}\n{score}")
+    yield (
+        "confusion-matrix",
+        drawing.confusion_matrix(dataset.test_labels, predictions, f"{run}\n{score}", class_names),
+    )
 
     for name, chosen in (("right", np.flatnonzero(right)[:9]), ("wrong", np.flatnonzero(~right)[:9])):
         captions = [
-            f"predicted {CLASS_NAMES[predictions[row]]}\ntrue {CLASS_NAMES[dataset.test_labels[row]]}"
+            f"predicted {class_names[predictions[row]]}\ntrue {class_names[dataset.test_labels[row]]}"
             for row in chosen
         ]
         title = f"{run}\nthe first {len(chosen)} {name} test images"
@@ -107,8 +110,8 @@ def of_data(dataset: fashion_mnist.Dataset) -> Iterator[tuple[str, "Figure"]]:
     """Draws the train images: yields names, without ending, and figures."""
     from fmbench.pages import drawing
 
-    images, labels = dataset.train_images, dataset.train_labels
-    names = [CLASS_NAMES[label] for label in labels[:225]]
+    images, labels, class_names = dataset.train_images, dataset.train_labels, dataset.class_names
+    names = [class_names[label] for label in labels[:225]]
     yield (
         "first-9",
         drawing.image_grid(images[:9], names[:9], "the first nine train images", columns=3, inches=1.7),
@@ -118,9 +121,9 @@ def of_data(dataset: fashion_mnist.Dataset) -> Iterator[tuple[str, "Figure"]]:
         drawing.image_grid(images[:225], names, "the first 225 train images", columns=15, inches=0.9),
     )
 
-    counts = np.bincount(labels, minlength=len(CLASS_NAMES))
-    means = np.stack([images[labels == label].mean(axis=0) for label in range(len(CLASS_NAMES))])
-    captions = [f"{name}\n{count:,} images" for name, count in zip(CLASS_NAMES, counts, strict=True)]
+    counts = np.bincount(labels, minlength=len(class_names))
+    means = np.stack([images[labels == label].mean(axis=0) for label in range(len(class_names))])
+    captions = [f"{name}\n{count:,} images" for name, count in zip(class_names, counts, strict=True)]
     yield (
         "class-means",
         drawing.image_grid(means, captions, "the mean train image of each class", columns=5, inches=1.4),
@@ -134,7 +137,7 @@ def _choose_image(dataset: fashion_mnist.Dataset, image: str) -> tuple[np.ndarra
     index, number = int(image), len(dataset.test_labels)
     if index >= number:
         raise UserError(f"--image={image}: the test set has {number:,} images, numbered from 0.")
-    return dataset.test_images[index], f"test image {index}, {CLASS_NAMES[dataset.test_labels[index]]}"
+    return dataset.test_images[index], f"test image {index}, {dataset.class_names[dataset.test_labels[index]]}"
 
 
 if __name__ == "__main__":

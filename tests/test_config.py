@@ -29,7 +29,7 @@ def config_file(tmp_path):
 
     def write(*lines: str) -> str:
         body = "".join(f"    {line}\n" for line in ("config = base_config()", *lines, "return config"))
-        path = tmp_path / "mine.py"
+        path = tmp_path / "tests_mine.py"
         path.write_text(f"from fmbench.config import base_config\n\n\ndef get_config():\n{body}")
         return str(path)
 
@@ -75,6 +75,29 @@ def test_the_entry_is_the_file_its_argument_and_every_override(parse, arguments,
 def test_an_entry_is_a_file_name(parse):
     entry = parse("--config=configs/resnet.py:20", "--config.schedule.boundaries=(0.1, 0.2)").entry
     assert entry == "resnet-20+schedule.boundaries=_0.1__0.2_"
+
+
+def test_no_two_import_paths_make_one_entry(parse):
+    names = ("a.b:C", "a.b_C", "a:b.C", "a_b:C", "a:b_C", "a_b_C", "a.b.C")
+    entries = [parse("--config=configs/mlp.py", f"--config.model.name={name}").entry for name in names]
+    assert entries[0] == "mlp+model.name=a.b-C"
+    assert len(set(entries)) == len(names)
+
+
+def test_data_need_not_be_proven_for_the_same_entry(parse):
+    config = parse("--config=configs/mlp.py", "--config.data.source=idx", "--config.data.unproven=true")
+    assert (config.entry, config.data.unproven) == ("mlp", True)
+
+
+def test_a_record_from_before_a_field_came_has_its_default():
+    recorded = config_lib.to_json(entries.load(str(config_lib.REPOSITORY / "configs" / "cnn1.py")))
+    complete = config_lib.flatten(recorded)
+    del (
+        recorded["data"]["unproven"],
+        recorded["augment"]["function"],
+        recorded["stages"]["stage2"]["augment"]["function"],
+    )
+    assert config_lib.complete(recorded) == complete
 
 
 def test_the_config_file_is_told_from_the_repository(parse, tmp_path, monkeypatch):
@@ -391,7 +414,7 @@ def test_a_config_file_without_get_config_is_named(parse, tmp_path):
 
 @pytest.mark.parametrize("line", ["return None", "return {'num_epochs': 1}", "return type(config)()"])
 def test_a_config_file_that_gives_no_config_is_named(parse, config_file, line):
-    with pytest.raises(UserError, match=r"mine\.py"):
+    with pytest.raises(UserError, match=r"tests_mine\.py"):
         parse(f"--config={config_file(line)}")
 
 

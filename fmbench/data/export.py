@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fmbench.data import kaggle_csv, sources
-from fmbench.data.fashion_mnist import CLASS_NAMES, PARTS, Dataset
+from fmbench.data.fashion_mnist import PARTS, Dataset
 from fmbench.errors import UserError
 
 FORMATS = """\
@@ -91,7 +91,9 @@ def _write_png(dataset: Dataset, directory: Path) -> None:
     import PIL.Image
 
     for split, images, labels in _splits(dataset):
-        folders = [directory / split / f"{label}-{_file_safe(name)}" for label, name in enumerate(CLASS_NAMES)]
+        folders = [
+            directory / split / f"{label}-{_file_safe(name)}" for label, name in enumerate(dataset.class_names)
+        ]
         for folder in folders:
             folder.mkdir(parents=True)
         for row, image in enumerate(tqdm(images, f"Writing {split}", disable=None)):

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from fmbench.data import kaggle_csv, sources, tfds_directory
-from fmbench.data.proof import HOME_PAGE, SHA256, STANDARD, prove, recognize
+from fmbench.data.proof import HOME_PAGE, OTHER_DATA, SHA256, STANDARD, is_unproven, prove, recognize
 from fmbench.errors import UserError
 from fmbench.system.files import cache_directory
 
@@ -52,11 +52,12 @@ class Dataset:
 
     Attributes:
       train_images: uint8 (n, 28, 28).
-      train_labels: uint8 (n,), an index into `CLASS_NAMES`.
+      train_labels: uint8 (n,), an index into `class_names`.
       test_images: uint8 (m, 28, 28).
       test_labels: uint8 (m,).
-      version: a key of `SHA256`; or 'old', which cannot be proven (see `data_proof`).
+      version: a key of `SHA256`; or 'old' or 'unproven-...', which cannot be proven (see `proof`).
       sha256: the hash of each of the four parts.
+      class_names: ten.
     """
 
     train_images: np.ndarray
@@ -65,9 +66,10 @@ class Dataset:
     test_labels: np.ndarray
     version: str
     sha256: dict[str, str]
+    class_names: tuple[str, ...] = CLASS_NAMES
 
 
-def load(source: str = "tfds", data_dir: str | None = None) -> Dataset:
+def load(source: str = "tfds", data_dir: str | None = None, unproven: bool = False) -> Dataset:
     """Loads Fashion-MNIST, preparing it when this is the first time.
 
     Args:
@@ -78,10 +80,17 @@ def load(source: str = "tfds", data_dir: str | None = None) -> Dataset:
         directory; None or empty means `$FMBENCH_DATA_DIR`. A directory named in either way is
         always read and proven. If none is named, the data comes from the cache, else from a TFDS
         directory already prepared, else from `sources.sources`.
+      unproven: for 'csv' and 'idx', whether other data of the same shape will do. Their classes are
+        called as the ten lines of `class_names.txt` in `data_dir` say, or else '0' to '9'.
 
     Raises:
       UserError: unknown source; data that is missing, damaged or of another set; unwritable cache.
     """
+    if unproven and source not in ("csv", "idx"):
+        raise UserError(
+            f"config.data.unproven is for data that you name; give --config.data.source=idx, not {source}, and "
+            "--config.data.dir=DIR."
+        )
     if source == "tfds":
         named = data_dir or os.environ.get("FMBENCH_DATA_DIR")
         directory = Path(named).expanduser() if named else None
@@ -95,24 +104,41 @@ def load(source: str = "tfds", data_dir: str | None = None) -> Dataset:
     if not data_dir:
         raise UserError(f"Data source {source!r} reads what you name: give --config.data.dir=DIR.")
     read = kaggle_csv.read_directory if source == "csv" else sources.decode_directory
-    arrays, where = read(Path(data_dir).expanduser())
-    return _dataset(arrays, *recognize(arrays, where))
+    directory = Path(data_dir).expanduser()
+    arrays, where = read(directory)
+    version, sha256 = recognize(arrays, where, unproven=unproven)
+    return _dataset(arrays, version, sha256, _class_names(directory) if is_unproven(version) else CLASS_NAMES)
 
 
-def _dataset(arrays: Arrays, version: str, sha256: dict[str, str]) -> Dataset:
+def _dataset(
+    arrays: Arrays, version: str, sha256: dict[str, str], class_names: tuple[str, ...] = CLASS_NAMES
+) -> Dataset:
     fields = {field: arrays[part] for field, part in PARTS.items()}
-    return Dataset(**fields, version=version, sha256=dict(sha256))
+    return Dataset(**fields, version=version, sha256=dict(sha256), class_names=class_names)
+
+
+def _class_names(directory: Path) -> tuple[str, ...]:
+    path = directory / "class_names.txt"
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except FileNotFoundError:
+        return tuple(map(str, range(10)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    if len(names) != 10 or len({*names, ""}) != 11:
+        raise UserError(f"{path} must have ten lines, a different name for each class, from class 0 on.")
+    return names
 
 
 def _read_idx_directory(directory: Path, version: str) -> Arrays:
-    return _decode_idx_files(sources.read_directory(directory), version)
+    return _decode_idx_files(sources.read_directory(directory), version, OTHER_DATA)
 
 
-def _decode_idx_files(files: dict[str, sources.IdxFile], version: str) -> Arrays:
+def _decode_idx_files(files: dict[str, sources.IdxFile], version: str, remedy: str = "") -> Arrays:
     arrays = {}
     for part, file in files.items():
         arrays[part] = sources.decode_idx(file)
-        prove(part, arrays[part], version, file.where)
+        prove(part, arrays[part], version, file.where, remedy)
     return arrays
 
 

@@ -18,8 +18,8 @@ def split(
 
     Args:
       labels: the train labels (n,).
-      name: 'default' keeps n // 12 rows (5,000 of the real data) for validation, equally many of
-        each class and always the same; 'train_test_split' is scikit-learn's function of that name,
+      name: 'default' keeps n // 12 rows (5,000 of the real data) for validation, as large a part
+        of each class, and always the same; 'train_test_split' is scikit-learn's function of that name,
         as others' experiments call it; 'kfold' keeps one fold of scikit-learn's shuffled `KFold`;
         'all' keeps nothing for validation.
       test_size: as in scikit-learn, for 'train_test_split' only.
@@ -31,7 +31,8 @@ def split(
       Train and validation rows, int32, in the order scikit-learn gives them.
 
     Raises:
-      UserError: unknown name, a `test_size` or `num_folds` scikit-learn refuses, or no such fold.
+      UserError: unknown name, a `test_size` or `num_folds` scikit-learn refuses, no such fold, or for
+        'default' too few images.
     """
     rows = np.arange(len(labels), dtype=np.int32)
     if name == "all":
@@ -39,7 +40,13 @@ def split(
     from sklearn.model_selection import KFold, train_test_split  # takes a second to import
 
     if name == "default":
-        train, validation = train_test_split(rows, test_size=len(rows) // 12, stratify=labels, random_state=0)
+        try:
+            train, validation = train_test_split(rows, test_size=len(rows) // 12, stratify=labels, random_state=0)
+        except ValueError as error:
+            raise UserError(
+                f"config.data.split=default cannot split {len(rows)} train images: {error} Give "
+                "--config.data.split=all or train_test_split."
+            ) from error
     elif name == "train_test_split":
         try:
             train, validation = train_test_split(rows, test_size=test_size, random_state=random_state)

@@ -12,7 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from fmbench.errors import UserError
-from fmbench.models import MODELS, split_arguments, split_model
+from fmbench.models import build_model, split_model
 
 
 def export_model(directory: Path, params: Any, model_state: Any, description: dict[str, Any]) -> None:
@@ -22,7 +22,8 @@ def export_model(directory: Path, params: Any, model_state: Any, description: di
         directory: Replaced if it exists.
         params: Trainable parameters.
         model_state: Batch-norm statistics.
-        description: JSON; `model` holds the name in MODELS and the arguments, `dtype` the type of the computation.
+        description: JSON; `model` is config.model: the name in MODELS or the import path, and the arguments;
+            `dtype` is the type of the computation.
     """
     partial = directory.with_name(directory.name + ".partial").resolve()
     shutil.rmtree(partial, ignore_errors=True)
@@ -35,6 +36,9 @@ def export_model(directory: Path, params: Any, model_state: Any, description: di
 def load_model(directory: Path) -> tuple[nnx.Module, dict[str, Any]]:
     """Rebuilds an exported model.
 
+    Where its class lies outside of fmbench, the module that `model.json` names is imported, which runs what is in
+    it. Only modules that Python finds are, the current folder's among them, and only an `nnx.Module` is called.
+
     Args:
         directory: An exported model, or a work directory with one.
 
@@ -42,7 +46,7 @@ def load_model(directory: Path) -> tuple[nnx.Module, dict[str, Any]]:
         The model and its description.
 
     Raises:
-        UserError: If there is no model, or not of this version of fmbench.
+        UserError: If there is no model, not of this version of fmbench, or its class is not at hand.
     """
     if (directory / "model").is_dir():
         directory = directory / "model"
@@ -52,9 +56,10 @@ def load_model(directory: Path) -> tuple[nnx.Module, dict[str, Any]]:
         description = json.loads((directory / "model.json").read_text())
         if missing := {"normalization", "class_names"} - description.keys():
             raise KeyError(*missing)
-        name, arguments = split_arguments(description["model"])
         dtype = jnp.dtype(description["dtype"])
-        model = nnx.eval_shape(lambda: MODELS[name](rngs=nnx.Rngs(0), dtype=dtype, **arguments))
+        model = nnx.eval_shape(lambda: build_model(description["model"], rngs=nnx.Rngs(0), dtype=dtype))
+    except UserError as error:
+        raise UserError(f"{directory} holds a model that cannot be rebuilt here: {error}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{directory} holds no model of this version of fmbench ({type(error).__name__}: {error}); "

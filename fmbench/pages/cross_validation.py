@@ -136,7 +136,7 @@ def _check_folds(row: CrossValidation) -> None:
 
 def _shared(run: RunRecord) -> dict[str, Any]:
     """What all folds must share: the config but for the fold and the data's place, the model, the condition."""
-    own = {"entry": None, "data.fold": None, "data.dir": None}
+    own = {"entry": None, "data.fold": None, "data.dir": None, "data.unproven": None}
     condition = leaderboard.condition_of(run).title
     return config.complete(run.config) | own | {"num_params": run.num_params, "condition": condition}
 

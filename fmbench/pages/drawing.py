@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fmbench.data.fashion_mnist import CLASS_NAMES
 from fmbench.errors import UserError
 from fmbench.records import schema
 from fmbench.system import files
@@ -120,17 +119,20 @@ def box_plot(scores: Mapping[str, Sequence[float]], title: str) -> Figure:
     return figure
 
 
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, title: str) -> Figure:
+def confusion_matrix(
+    labels: np.ndarray, predictions: np.ndarray, title: str, class_names: Sequence[str]
+) -> Figure:
     """How often each true class (row) was predicted as each class (column); colours are fractions of the row.
 
     Args:
         labels: True classes, integers (n,).
         predictions: Predicted classes, integers (n,).
         title: Above the figure.
+        class_names: In the order of the classes.
     """
     from sklearn import metrics  # takes a second to import
 
-    counts = metrics.confusion_matrix(labels, predictions, labels=range(len(CLASS_NAMES)))
+    counts = metrics.confusion_matrix(labels, predictions, labels=range(len(class_names)))
     # A class without images has a row of zeros, not of 0 / 0.
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = titled(title, 8.5, 7)
@@ -140,8 +142,8 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, title: str) ->
     for row, column in np.ndindex(counts.shape):
         colour = "white" if fractions[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(CLASS_NAMES)), CLASS_NAMES, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(CLASS_NAMES)), CLASS_NAMES)
+    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(class_names)), class_names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     return figure

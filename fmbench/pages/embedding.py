@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from tqdm import tqdm
 
-from fmbench.data.fashion_mnist import CLASS_NAMES
 from fmbench.errors import UserError
 from fmbench.pages import drawing
 from fmbench.system import command_line, files
@@ -48,7 +47,9 @@ def t_sne(vectors: np.ndarray) -> np.ndarray:
         return np.asarray(tsne.fit(vectors))
 
 
-def draw(positions: np.ndarray, labels: np.ndarray, images: np.ndarray, title: str) -> Figure:
+def draw(
+    positions: np.ndarray, labels: np.ndarray, images: np.ndarray, title: str, class_names: Sequence[str]
+) -> Figure:
     """Draws points in the colours of their classes, and thumbnails of some where these do not overlap.
 
     Args:
@@ -56,14 +57,15 @@ def draw(positions: np.ndarray, labels: np.ndarray, images: np.ndarray, title: s
         labels: Classes, integers (n,).
         images: Grey levels from 0 to 255, (n, 28, 28).
         title: Above the figure.
+        class_names: In the order of the classes.
     """
     # Both directions by the same factor: t-SNE is about distances.
     positions = (positions - positions.min(axis=0)) / np.ptp(positions, axis=0).max()
     width, height = positions.max(axis=0) + 2 * THUMBNAIL_SIDE
     figure = drawing.titled(title, 8.5 * width + 1.7, 8.5 * height)  # 1.7 inches for the legend
     axes = figure.subplots()
-    colours = matplotlib.colormaps["tab10"](range(len(CLASS_NAMES)))
-    for label, name in enumerate(CLASS_NAMES):
+    colours = matplotlib.colormaps["tab10"](range(len(class_names)))
+    for label, name in enumerate(class_names):
         x, y = positions[labels == label].T
         axes.scatter(x, y, s=14, color=colours[label], label=name)
     for index in apart(positions, THUMBNAIL_SIDE * 1.1):
@@ -94,7 +96,9 @@ def _draw_thumbnail(axes: Axes, image: np.ndarray, centre: np.ndarray, colour: S
     axes.add_patch(frame)
 
 
-def write_projector(directory: Path, vectors: np.ndarray, labels: np.ndarray, images: np.ndarray) -> None:
+def write_projector(
+    directory: Path, vectors: np.ndarray, labels: np.ndarray, images: np.ndarray, class_names: Sequence[str]
+) -> None:
     """Writes what TensorBoard's Embedding Projector reads: vectors, metadata, thumbnails, and where they are.
 
     tensorboardX's `add_embedding` leaves the rest of the sprite uninitialised, and lists an embedding that is
@@ -105,11 +109,12 @@ def write_projector(directory: Path, vectors: np.ndarray, labels: np.ndarray, im
         vectors: float32 (n, size).
         labels: Classes, integers (n,).
         images: uint8 (n, 28, 28); drawn dark on white. All 60,000 fit into the 8,192 pixels a browser can show.
+        class_names: In the order of the classes.
 
     Raises:
         UserError: If it cannot be written to.
     """
-    rows = [f"{index}\t{CLASS_NAMES[label]}\n" for index, label in enumerate(labels)]
+    rows = [f"{index}\t{class_names[label]}\n" for index, label in enumerate(labels)]
     config = (
         'embeddings {\n  tensor_name: "fmbench"\n  tensor_path: "vectors.tsv"\n  metadata_path: "metadata.tsv"\n'
         '  sprite {\n    image_path: "sprite.png"\n    single_image_dim: 28\n    single_image_dim: 28\n  }\n}\n'

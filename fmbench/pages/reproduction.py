@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fmbench.data import proof
 from fmbench.records import store
 from fmbench.records.schema import RunRecord
 
@@ -115,8 +116,8 @@ def files(results_dir: Path) -> dict[Path, str]:
 
 def render(runs: Iterable[RunRecord], fold_runs: Iterable[RunRecord]) -> str:
     """The page, from the records of whole runs and of folds."""
-    runs = [run for run in runs if run.status == "completed"]
-    fold_runs = [run for run in fold_runs if run.status == "completed"]
+    runs = [run for run in runs if run.status == "completed" and not proof.is_unproven(run.data_version)]
+    fold_runs = [run for run in fold_runs if run.status == "completed" and not proof.is_unproven(run.data_version)]
     lines = [
         "# Reproduction of the reference systems",
         "",

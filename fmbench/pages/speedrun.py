@@ -137,7 +137,7 @@ def lines_of(entries: Sequence[list[RunRecord]]) -> list[Line]:
 
 def _is_unfinished(run: RunRecord) -> bool:
     is_speedrun = ENTRY.fullmatch(run.entry) is not None
-    return is_speedrun and run.status != "completed" and run.data_version != "sample"
+    return is_speedrun and run.status != "completed" and leaderboard.is_ranked(run)
 
 
 def _correct(run: RunRecord) -> int:

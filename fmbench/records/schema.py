@@ -63,7 +63,7 @@ class StageResult(_Strict):
     name: str
     num_epochs: Count  # done
     learning_rate: float  # peak
-    augment: dict[str, float]  # strengths, as the config has them
+    augment: dict[str, float | str]  # strengths and the function's import path, as the config has them
     train_seconds: Seconds
     train_core_seconds: Seconds
     val_accuracy: Fraction | None
@@ -157,9 +157,10 @@ class RunRecord(_Strict):
 
     @property
     def name(self) -> str:
-        """File name without ending; a run on the old data never takes the name of one on the standard data."""
+        """File name without ending; a run on old or other data never takes that of one on the standard data."""
         name = record_name(self.entry, self.environment, self.dtype, self.seed)
-        return f"{name}-old" if self.data_version == proof.OLD else name
+        has_suffix = self.data_version == proof.OLD or proof.is_unproven(self.data_version)
+        return f"{name}-{self.data_version}" if has_suffix else name
 
 
 def record_name(entry: str, environment: Environment, dtype: str, seed: int) -> str:

@@ -41,19 +41,24 @@ def write(record: RunRecord, predictions: np.ndarray | None, stem: Path) -> None
         raise UserError(f"{stem}.json: cannot write the record ({error.strerror}).") from error
 
 
-def publish(stem: Path, results_dir: Path) -> RunRecord:
+def publish(stem: Path, results_dir: Path, *, data_dir: str | None = None) -> RunRecord:
     """Copies the record <stem>.json and its predictions to <results_dir>/runs, under the record's name.
 
-    The record of a run that was not completed replaces none that was. Next to the first record on an old data
-    set go its true test labels, to <results_dir>/labels: others cannot fetch them.
+    The record of a run that was not completed replaces none that was. Next to the first record on an old or
+    another data set go its true test labels, to <results_dir>/labels: others cannot fetch them.
+
+    Args:
+        stem: In the work directory.
+        results_dir: Where the records are collected.
+        data_dir: Where the run's data lie now, if they were moved.
     """
     record = read(stem.with_name(stem.name + ".json"))
     target = results_dir / "runs" / f"{record.name}.json"
     predictions = None
     if record.status == "completed":
         predictions = read_predictions(record, stem.with_name(stem.name + ".npy"))
-        if record.data_version == proof.OLD:
-            _publish_labels(record, results_dir)
+        if has_own_labels(record):
+            _publish_labels(record, results_dir, data_dir)
     elif target.exists() and read(target).status == "completed":
         return record
     write(record, predictions, target.with_name(record.name))
@@ -91,8 +96,13 @@ def read_predictions(record: RunRecord, path: Path) -> np.ndarray:
     return predictions
 
 
+def has_own_labels(record: RunRecord) -> bool:
+    """Whether a record's true labels are published with it: those of the old data and of other data."""
+    return record.data_version == proof.OLD or proof.is_unproven(record.data_version)
+
+
 def read_labels(record: RunRecord, results_dir: Path) -> np.ndarray:
-    """Reads the true test labels that were published with a record on the old data, uint8 (num_test,).
+    """Reads the true test labels that were published with a record, uint8 (num_test,).
 
     Raises:
         UserError: If the file is missing, broken or not the labels whose hash the record has.
@@ -104,19 +114,26 @@ def read_labels(record: RunRecord, results_dir: Path) -> np.ndarray:
     return labels
 
 
-def _publish_labels(record: RunRecord, results_dir: Path) -> None:
+def _publish_labels(record: RunRecord, results_dir: Path, data_dir: str | None) -> None:
     path = _labels_path(record, results_dir)
     if path.exists():
         return
-    dataset = fashion_mnist.load(record.config["data"]["source"], record.config["data"]["dir"])
+    dataset = _load_data(record, data_dir)
     if dataset.sha256 != record.data_sha256:
-        raise UserError(f"{record.config['data']['dir']} no longer holds the data of {record.name}; run it again.")
+        raise UserError(
+            f"{data_dir or record.config['data']['dir']} no longer holds the data of {record.name}; run it again."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             np.save(file, dataset.test_labels, allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: cannot write the true labels ({error.strerror}).") from error
+
+
+def _load_data(record: RunRecord, data_dir: str | None = None) -> fashion_mnist.Dataset:
+    data = record.config["data"]
+    return fashion_mnist.load(data["source"], data_dir or data["dir"], data.get("unproven", False))
 
 
 def _labels_path(record: RunRecord, results_dir: Path) -> Path:
@@ -156,7 +173,7 @@ def read_run(workdir: Path) -> tuple[RunRecord, fashion_mnist.Dataset]:
     record = read(workdir / "record.json")
     if record.status != "completed":
         raise UserError(f"{workdir} holds a run that is {record.status}; complete it first.")
-    dataset = fashion_mnist.load(record.config["data"]["source"], record.config["data"]["dir"])
+    dataset = _load_data(record)
     if dataset.sha256 != record.data_sha256:
         raise UserError(f"{workdir} holds a run on data of version {record.data_version}, not {dataset.version}.")
     return record, dataset

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from fmbench.errors import UserError
 from fmbench.layers import random_words
+from fmbench.system import import_path
 
 SIDE = 28  # pixels
 Settings = dict[str, Any]  # as `fmbench.config.no_augmentation` has them
@@ -23,7 +25,7 @@ def example_keys(key: jax.Array, positions: ArrayLike) -> jax.Array:
 
 
 def augment(keys: jax.Array, images: ArrayLike, settings: Settings) -> jax.Array:
-    """Changes each image by itself: affine, crop, flip, then erasing.
+    """Changes each image by itself: affine, crop, flip, erasing, then a function of somebody else's.
 
     Args:
         keys: One for each image, (n,).
@@ -32,6 +34,10 @@ def augment(keys: jax.Array, images: ArrayLike, settings: Settings) -> jax.Array
 
     Returns:
         float32 (n, 28, 28), grey levels; the images themselves where all strengths are zero.
+
+    Raises:
+        UserError: If settings["function"] is no import path of a function (key, image) -> image, both float32
+            (28, 28), or fails.
     """
     images = jnp.asarray(images).reshape(-1, SIDE, SIDE).astype(jnp.float32)
 
@@ -47,6 +53,8 @@ def augment(keys: jax.Array, images: ArrayLike, settings: Settings) -> jax.Array
             image = _cutout(cutout_key, image, settings["cutout"])
         if settings["random_erasing"]:
             image = _random_erasing(erasing_key, image, settings["random_erasing"])
+        if settings["function"]:
+            image = _call(settings["function"], jax.random.fold_in(key, 5), image)
         return image
 
     return jax.vmap(augment_one)(keys, images)
@@ -128,6 +136,23 @@ def _random_affine(key: jax.Array, settings: Settings) -> dict[str, jax.Array]:
         "shear": jnp.deg2rad(settings["shear"] * draws[3]),
         "zoom": 1 + settings["zoom"] * draws[4:6],
     }
+
+
+def _call(path: str, key: jax.Array, image: jax.Array) -> jax.Array:
+    function = import_path.load(path, "config.augment.function")
+    said = f"config.augment.function is '{path}', which"
+    misfit = import_path.misfit(function, given=(), places=2) if callable(function) else "is no function"
+    if misfit:
+        raise UserError(f"{said} {misfit}; it must take a key and an image.")
+    try:
+        result = jnp.asarray(function(key, image))
+    except Exception as error:  # whatever their function may raise, its author wants to read it
+        raise UserError(f"{said} fails: {import_path.describe(error, function)}.") from error
+    if (result.shape, result.dtype) != (image.shape, image.dtype):
+        raise UserError(
+            f"{said} returns {result.dtype} {result.shape}; it must return the image, {image.dtype} {image.shape}."
+        )
+    return result
 
 
 def _pad_and_crop(key: jax.Array, image: jax.Array, padding: int) -> jax.Array:

@@ -32,6 +32,7 @@ def layer_features(model: nnx.Module, inputs: np.ndarray, normalization: str, la
     Raises:
         UserError: If the model has no such layer; lists those it has.
     """
+    asked = f"--layer={layer}" if layer else "--layer is missing, which stands for the input of head"
     if layer is None:
         layer, copy = "head", cast(Any, nnx.clone(model))
         copy.head = _Identity()  # what it returns is what it is given
@@ -41,7 +42,7 @@ def layer_features(model: nnx.Module, inputs: np.ndarray, normalization: str, la
         batch = input_pipeline.normalize(inputs[start : start + BATCH_SIZE], normalization)
         outputs = activations.of_layers(model, batch)
         if layer not in outputs:
-            raise UserError(f"--layer={layer}: the model has no such layer; it has {', '.join(outputs)}.")
+            raise UserError(f"{asked}: the model has no such layer; it has {', '.join(outputs)}.")
         parts.append(outputs[layer].reshape(len(batch), -1))
     return np.concatenate(parts)
 

@@ -37,6 +37,7 @@ class Data:
     version: str
     sha256: dict[str, str]
     selection: dict[str, Any] | None = None  # as `config.no_selection` has it
+    class_names: tuple[str, ...] = fashion_mnist.CLASS_NAMES
 
     @property
     def steps_per_epoch(self) -> int:
@@ -63,7 +64,7 @@ def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
         UserError: If the data can't be had or are the wrong ones, or the config's batch or watched split
             doesn't fit them.
     """
-    dataset = fashion_mnist.load(config.data.source, config.data.dir)
+    dataset = fashion_mnist.load(config.data.source, config.data.dir, config.data.unproven)
     train, validation = splits.split(
         dataset.train_labels,
         config.data.split,
@@ -113,6 +114,7 @@ def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
         version=dataset.version,
         sha256=dataset.sha256,
         selection=config.selection.to_dict(),
+        class_names=dataset.class_names,
     )
 
 

@@ -1,5 +1,13 @@
-"""From the config to an optax transformation and its learning-rate schedule."""
+"""From the config to an optax transformation and its learning-rate schedule.
 
+Of somebody else's, named by its import path, an optimizer is called as `optimizer(learning_rate, ...)`, with the
+schedule, and returns an `optax.GradientTransformation`: 'optax:lion' is one. A schedule is called as
+`schedule(learning_rate, num_steps, steps_per_epoch, ...)` for each stage, with the stage's peak and updates, and
+returns an `optax.Schedule`. Both are called by keywords, and get those fields of config.optimizer or
+config.schedule that they have parameters for: where config.py has a default, that one and not the function's own.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -7,8 +15,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import config_dict
 
-from fmbench.config import Stage, stages
+from fmbench.config import Stage, base_config, stages
 from fmbench.errors import UserError
+from fmbench.system import import_path
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
+SCHEDULES = ("constant", "step", "cosine", "linear", "onecycle")
 
 
 def make_optimizer(
@@ -23,7 +35,7 @@ def make_optimizer(
         steps_per_epoch: Updates in an epoch.
 
     Raises:
-        UserError: If the optimizer or the schedule is unknown, or its numbers make no schedule.
+        UserError: If the optimizer or the schedule is unknown or does not work, or its numbers make no schedule.
     """
     schedule = make_schedule(config, steps_per_epoch)
     settings = config.optimizer
@@ -57,8 +69,15 @@ def make_optimizer(
                     lambda step: -settings.weight_decay * schedule(step), mask=_kernels_of_hidden_layers
                 ),
             )
-        case unknown:
-            raise UserError(f"config.optimizer.name is '{unknown}'; it must be one of sgd, adam, adamw, muon.")
+        case path if import_path.is_import_path(path):
+            tx = _call("optimizer", settings, {"learning_rate": schedule}, ours=("keep_norm",))
+            if not isinstance(tx, optax.GradientTransformation):
+                raise UserError(
+                    f"config.optimizer.name is '{path}', which returns a {type(tx).__name__}; it must return an "
+                    "optax.GradientTransformation."
+                )
+        case name:
+            raise import_path.unknown("config.optimizer.name", name, OPTIMIZERS)
     if settings.name == "adam" and settings.weight_decay:
         raise UserError("config.optimizer.weight_decay has no effect with adam; use adamw.")
     if settings.keep_norm:
@@ -111,10 +130,53 @@ def _stage_schedule(config: config_dict.ConfigDict, stage: Stage, steps_per_epoc
             )
         case "onecycle":
             return optax.cosine_onecycle_schedule(num_steps, peak, pct_start=warmup_steps / num_steps or 0.3)
-        case unknown:
-            raise UserError(
-                f"config.schedule.name is '{unknown}'; it must be one of constant, step, cosine, linear, onecycle."
-            )
+        case path if import_path.is_import_path(path):
+            given = {"learning_rate": peak, "num_steps": num_steps, "steps_per_epoch": steps_per_epoch}
+            schedule = _call("schedule", config.schedule, given)
+            try:
+                rate: Any = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+            except Exception as error:
+                said = import_path.describe(error, import_path.load(path, "config.schedule.name"))
+                raise UserError(f"config.schedule.name is '{path}', whose schedule fails: {said}.") from error
+            if getattr(rate, "shape", None) != ():
+                raise UserError(
+                    f"config.schedule.name is '{path}'; it must return an optax.Schedule, which makes of a step "
+                    "one number, the learning rate."
+                )
+            return schedule
+        case name:
+            raise import_path.unknown("config.schedule.name", name, SCHEDULES)
+
+
+def _call(
+    part: str, settings: config_dict.ConfigDict, given: Mapping[str, Any], ours: tuple[str, ...] = ()
+) -> Any:
+    """Calls what config.<part>.name imports with what is `given` and the fields that it has parameters for.
+
+    Raises:
+        UserError: If it cannot be called like that, fails, or leaves a field without effect.
+    """
+    name = f"config.{part}.name is '{settings.name}'"
+    function: Callable[..., Any] = import_path.load(settings.name, f"config.{part}.name")
+    if not callable(function):
+        raise UserError(f"{name}, which is no function but a {type(function).__name__}.")
+    defaults = base_config()[part].to_dict()
+    fields = {field: value for field, value in settings.to_dict().items() if field not in ("name", *given, *ours)}
+    taken = import_path.named_arguments(function, fields)
+    # Of the fields that every config has, many are for others; but it matters to all whether weights decay.
+    fields = {
+        field: value
+        for field, value in fields.items()
+        if field in taken or field not in defaults or (field == "weight_decay" and value)
+    }
+    if misfit := import_path.misfit(function, given=[*given, *fields]):
+        raise UserError(
+            f"{name}, which {misfit}; it must take {', '.join(given)}, and what a file adds to config.{part}."
+        )
+    try:
+        return function(**given, **fields)
+    except Exception as error:  # whatever their function may raise, its author wants to read it
+        raise UserError(f"{name}, which fails: {import_path.describe(error, function)}.") from error
 
 
 def _kernels(params: optax.Params) -> optax.Params:
@@ -141,7 +203,16 @@ def _keep_norm() -> optax.GradientTransformation:
 
 
 def _kernels_of_hidden_layers(params: optax.Params) -> optax.Params:
-    """What Muon is for; Adam has the head and the rest."""
+    """What Muon is for; Adam has the head and the rest.
+
+    Raises:
+        UserError: If there is no head.
+    """
+    if "head" not in params:
+        raise UserError(
+            "config.optimizer.name is 'muon', which leaves the last dense layer, `head`, to Adam; the model has "
+            f"{', '.join(params)}: call its last layer head."
+        )
     return jax.tree.map_with_path(lambda path, x: path[0].key != "head" and x.ndim > 1, params)
 
 

@@ -85,7 +85,10 @@ class Diary:
                 "name": stage.name,
                 "num_epochs": stage.num_epochs,
                 "learning_rate": stage.learning_rate,
-                "augment": {name: float(strength) for name, strength in stage.augment.items()},
+                "augment": {
+                    name: strength if name == "function" else float(strength)
+                    for name, strength in stage.augment.items()
+                },
                 "train_seconds": sum(epoch["train_seconds"] for epoch in epochs),
                 "train_core_seconds": sum(epoch["train_core_seconds"] for epoch in epochs),
                 "val_accuracy": validation.accuracy if validation else None,

@@ -14,7 +14,6 @@ from ml_collections import config_dict
 
 from fmbench import config as config_lib
 from fmbench import layers
-from fmbench.data import fashion_mnist
 from fmbench.models import exported
 from fmbench.records import store
 from fmbench.records.schema import RunRecord, Status
@@ -57,7 +56,7 @@ def train_and_evaluate(
         else:
             record, predictions = _run(config, directory, stop)
             store.write(record, predictions, directory / "record")
-        return store.publish(directory / "record", results_dir)
+        return store.publish(directory / "record", results_dir, data_dir=config.data.dir)
 
 
 def _run(
@@ -65,7 +64,7 @@ def _run(
 ) -> tuple[RunRecord, np.ndarray | None]:
     began = time.perf_counter()
     stopwatch = Stopwatch()
-    plan, state = _prepare(config, stopwatch)
+    plan, state = _prepare(config, directory, stopwatch)
 
     # Restore. All randomness comes from the seed and the step: the state is all there is to a run.
     with stopwatch("setup"):
@@ -124,7 +123,7 @@ def _run(
         status = "completed" if is_finite(evaluations) else "diverged"
     if status == "completed":
         with stopwatch("checkpoint"):
-            description = _describe_model(config, evaluations["test"])
+            description = _describe_model(config, plan.data, evaluations["test"])
             exported.export_model(directory / "model", *state.evaluated, description)
     else:
         evaluations = {}
@@ -164,13 +163,14 @@ class Plan(NamedTuple):
         return [self.eval_program, *(program for stage in self.train_programs for program in stage.values())]
 
 
-def _prepare(config: config_dict.ConfigDict, stopwatch: Stopwatch) -> tuple[Plan, TrainState]:
+def _prepare(config: config_dict.ConfigDict, directory: Path, stopwatch: Stopwatch) -> tuple[Plan, TrainState]:
     """Proven data on the devices, a fresh state, and programs, compiled apart from the training that is timed."""
     with stopwatch("setup"):
         mesh = parallel.make_mesh()
         parallel.check_batch_size("batch_size", config.batch_size, mesh)
         parallel.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
         data = input_pipeline.load(config, mesh)
+        workdir.check_same_data(directory, data.sha256)
         steps_per_call = steps.choose_steps_per_call(config, data.steps_per_epoch)
         tx, schedule = make_optimizer(config, data.steps_per_epoch)
         graphdef, state = steps.init_state(config, tx, mesh, len(data.train_rows["label"]))
@@ -244,7 +244,7 @@ def _train_epoch(
     return state, metrics
 
 
-def _describe_model(config: config_dict.ConfigDict, test: Evaluation) -> dict[str, Any]:
+def _describe_model(config: config_dict.ConfigDict, data: input_pipeline.Data, test: Evaluation) -> dict[str, Any]:
     """What goes with the exported model."""
     return {
         "entry": config.entry,
@@ -253,7 +253,7 @@ def _describe_model(config: config_dict.ConfigDict, test: Evaluation) -> dict[st
         "dtype": config.dtype,
         "normalization": config.data.normalization,
         "features": config.features.to_dict(),
-        "class_names": fashion_mnist.CLASS_NAMES,
+        "class_names": data.class_names,
         "test_accuracy": test.accuracy,
     }
 

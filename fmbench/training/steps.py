@@ -13,8 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
 from fmbench.config import stages
-from fmbench.errors import UserError
-from fmbench.models import MODELS, split_arguments, split_model
+from fmbench.models import build_model, check_model, split_model
 from fmbench.training import augment as augmentation
 from fmbench.training import input_pipeline, parallel, selection
 from fmbench.training.input_pipeline import Batch
@@ -184,16 +183,14 @@ def make_model(config: config_dict.ConfigDict, axis_name: str | None, seed: int 
     """The config's model.
 
     Raises:
-        UserError: If there is no such model, or it doesn't take the config's arguments.
+        UserError: If there is no such model, or it is not built or called as `fmbench.models` says.
     """
-    name, arguments = split_arguments(config.model.to_dict())
-    if name not in MODELS:
-        raise UserError(f"config.model.name is '{name}'; it must be one of {', '.join(MODELS)}.")
+    model = config.model.to_dict()
+    if isinstance(seed, int):  # not where it is traced, for a second time
+        shape = (config.model.num_features,) if config.features.backbone else (28, 28, 1)
+        check_model(model, config.dtype, shape)
     key = jax.random.fold_in(jax.random.key(seed), 0)
-    try:
-        return MODELS[name](rngs=nnx.Rngs(key), dtype=jnp.dtype(config.dtype), axis_name=axis_name, **arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model '{name}' cannot be built from config.model: {error}.") from error
+    return build_model(model, rngs=nnx.Rngs(key), dtype=config.dtype, axis_name=axis_name)
 
 
 def init_state(

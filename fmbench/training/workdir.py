@@ -10,6 +10,7 @@ from typing import Any
 import filelock
 
 from fmbench import config as config_lib
+from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.records import store
 from fmbench.system import files
@@ -21,8 +22,9 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
 
     Args:
         workdir: Created if absent.
-        config: The resolved config as JSON. The first run stores it; later ones must have the same, but for
-            data.dir where the data are proven to be equal wherever they lie: of csv and idx files they are not.
+        config: The resolved config as JSON. The first run stores it; once it has left something to go on from,
+            later ones must have the same, but for data.dir where the data are equal wherever they lie: proven to
+            be, or with the hashes that `check_same_data` stored.
         force: Throw away what an earlier run left there.
 
     Raises:
@@ -42,7 +44,7 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be used: {error.strerror}.") from error
     with lock:
-        if force:
+        if force or _is_untrained(workdir):
             _clear(workdir)
         if stored.exists():
             _check_same(workdir, json.loads(stored.read_text()), config)
@@ -50,6 +52,23 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
             with files.atomic_file(stored) as file:
                 file.write(json.dumps(config, indent=1).encode())
         yield
+
+
+def check_same_data(workdir: Path, sha256: dict[str, str]) -> None:
+    """Stores the hashes of the data when the first run has loaded them, and compares those of later ones.
+
+    Raises:
+        UserError: If the run that `workdir` holds was begun on other data.
+    """
+    stored = workdir / "data.json"
+    if not stored.exists():
+        with files.atomic_file(stored) as file:
+            file.write(json.dumps(sha256, indent=1).encode())
+    elif json.loads(stored.read_text()) != sha256:
+        raise UserError(
+            f"--workdir={workdir} holds a run on other data than these. Name another directory, or give "
+            "--force to start anew there."
+        )
 
 
 def is_finished(workdir: Path) -> bool:
@@ -69,6 +88,11 @@ def _is_free(workdir: Path) -> bool:
     return all(path.name.startswith((".lock", ".config.json.")) for path in workdir.iterdir())
 
 
+def _is_untrained(workdir: Path) -> bool:
+    """Whether earlier runs left nothing but what they say of themselves: they ended with an error, perhaps."""
+    return {path.name for path in workdir.iterdir()} <= {".lock", "config.json", "data.json"}
+
+
 def _is_config(path: Path) -> bool:
     """Whether this is a run's config.json; other programs have files of that name, too."""
     try:
@@ -78,14 +102,22 @@ def _is_config(path: Path) -> bool:
 
 
 def _check_same(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    if new["data"]["source"] == "tfds":
+    if new["data"]["source"] == "tfds" or _only_moved(workdir, old["data"], new["data"]):
         old = old | {"data": old["data"] | {"dir": None}}
         new = new | {"data": new["data"] | {"dir": None}}
-    if difference := config_lib.difference(old, new):
+    if difference := config_lib.difference(config_lib.complete(old), new):
         raise UserError(
             f"--workdir={workdir} holds a run of another config ({difference}). Name another directory, or give "
             "--force to start anew there."
         )
+
+
+def _only_moved(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether the data lie elsewhere than they did, and are the same."""
+    if old["dir"] == new["dir"] or not new["dir"] or not (workdir / "data.json").exists():
+        return False
+    check_same_data(workdir, fashion_mnist.load(new["source"], new["dir"], new["unproven"]).sha256)
+    return True
 
 
 def _clear(workdir: Path) -> None:

@@ -72,7 +72,7 @@ def run(monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def little(tmp_path_factory) -> Path:
     """A config file whose argument is the learning rate."""
-    path = tmp_path_factory.mktemp("configs") / "little.py"
+    path = tmp_path_factory.mktemp("configs") / "tests_little.py"
     path.write_text(TINY)
     return path
 
@@ -91,7 +91,7 @@ def test_the_folds_are_scikit_learns(little):
     folds = KFold(4, shuffle=True, random_state=1).split(dataset.train_images)
     for fold, (train_rows, held_out) in enumerate(folds):
         fold_config = cross_validation.fold_config(entry, fold, 4)
-        assert (fold_config.entry, fold_config.seed) == (f"little+fold={fold + 1}of4", 3)
+        assert (fold_config.entry, fold_config.seed) == (f"tests_little+fold={fold + 1}of4", 3)
         data = input_pipeline.load(fold_config, mesh)
         assert data.watched == "validation"
         np.testing.assert_array_equal(data.train_indices, train_rows)
@@ -100,7 +100,7 @@ def test_the_folds_are_scikit_learns(little):
         np.testing.assert_array_equal(
             batch["image"][: len(held_out)], dataset.train_images[held_out].reshape(-1, 784)
         )
-    assert (entry.entry, entry.data.split) == ("little", "all")  # as it was
+    assert (entry.entry, entry.data.split) == ("tests_little", "all")  # as it was
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_folds_are_trained_scored_compared_and_go_on_after_an_interruption(run, 
     code, out, err = run(*command, *places(tmp_path / "undisturbed"))
     assert code == 0, err
     results_dir = tmp_path / "undisturbed" / "results"
-    for name in ("little+num_epochs=2", "little-0.01+num_epochs=2"):
+    for name in ("tests_little+num_epochs=2", "tests_little-0.01+num_epochs=2"):
         runs = [
             store.read(results_dir / "runs" / f"{name}+fold={fold}of2-cpu-x8-float32-seed0.json")
             for fold in (1, 2)
@@ -122,7 +122,7 @@ def test_folds_are_trained_scored_compared_and_go_on_after_an_interruption(run, 
         assert out.count(f"mean {(first + second) / 2:.3f} % ± {abs(first - second) / 2:.3f} (n=2)\n") == 1
         assert (results_dir / f"{name}-cpu-x8-float32-seed0-learning_curves.png").stat().st_size > 0
     assert (results_dir / "box_plot.png").stat().st_size > 0
-    assert "little-0.01+num_epochs=2 minus little+num_epochs=2: " in out
+    assert "tests_little-0.01+num_epochs=2 minus tests_little+num_epochs=2: " in out
     assert run("--check", *places(tmp_path / "undisturbed"))[0] == 0
 
     # The first config again, interrupted in the middle of its second fold.
@@ -146,7 +146,7 @@ def test_folds_are_trained_scored_compared_and_go_on_after_an_interruption(run, 
     code, resumed_out, err = run(*command, *places(tmp_path))
     assert code == 0, err
     assert len(epochs) == 4  # two in each of two folds, and none twice
-    assert "little+num_epochs=2+fold=1of2 seed 0: already finished" in resumed_out
+    assert "tests_little+num_epochs=2+fold=1of2 seed 0: already finished" in resumed_out
     assert folds[0].read_bytes() == finished
     assert store.read(folds[1]).num_resumes == 1
     scores = re.findall(r"^(?:fold|mean) .*", resumed_out, re.MULTILINE)

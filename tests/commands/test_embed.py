@@ -19,7 +19,6 @@ from matplotlib.patches import Rectangle
 
 from fmbench import embed
 from fmbench.data import fashion_mnist, features
-from fmbench.data.fashion_mnist import CLASS_NAMES
 from fmbench.errors import UserError
 from fmbench.models import exported
 from fmbench.pages import embedding
@@ -27,6 +26,8 @@ from fmbench.records import store
 from fmbench.system import runtime
 from fmbench.training import inference
 from fmbench.training.input_pipeline import normalize
+
+NAMES = [f"class {k}" for k in range(10)]
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +119,12 @@ def test_thumbnails_do_not_touch_and_leave_no_room_for_more():
 @pytest.mark.parametrize("stretch", [(1, 1), (3, 1), (1, 3)])
 def test_the_drawing_shows_classes_thumbnails_and_a_legend_beside_the_axes(sample, stretch):
     positions = np.random.default_rng(0).normal(5, 3, size=(200, 2)) * stretch
-    figure = embedding.draw(positions, sample.test_labels, sample.test_images, "t-SNE in 1.0 s\nrun " + "x" * 150)
+    figure = embedding.draw(
+        positions, sample.test_labels, sample.test_images, "t-SNE in 1.0 s\nrun " + "x" * 150, NAMES
+    )
     FigureCanvasAgg(figure).draw()
     (axes,), (legend,) = figure.axes, figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == list(CLASS_NAMES)
+    assert [text.get_text() for text in legend.get_texts()] == list(NAMES)
     assert not legend.get_window_extent().overlaps(axes.get_window_extent())
     assert figure.bbox.x1 >= legend.get_window_extent().x1
 
@@ -152,7 +155,7 @@ def test_the_drawing_shows_classes_thumbnails_and_a_legend_beside_the_axes(sampl
 def test_the_projector_gets_vectors_metadata_and_sprite(sample, tmp_path):
     vectors = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     for _ in range(2):  # the second time replaces the first
-        embedding.write_projector(tmp_path / "run", vectors, sample.test_labels[:5], sample.test_images[:5])
+        embedding.write_projector(tmp_path / "run", vectors, sample.test_labels[:5], sample.test_images[:5], NAMES)
     config = (tmp_path / "run" / "projector_config.pbtxt").read_text()
     files = dict(re.findall(r'(\w+_path): "([\w.]+)"', config))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
@@ -165,7 +168,7 @@ def test_the_projector_gets_vectors_metadata_and_sprite(sample, tmp_path):
     np.testing.assert_allclose(rows, vectors, rtol=1e-6)
     header, *lines = (tmp_path / "run" / files["metadata_path"]).read_text().splitlines()
     assert header == "Index\tLabel"
-    assert lines == [f"{k}\t{CLASS_NAMES[sample.test_labels[k]]}" for k in range(5)]
+    assert lines == [f"{k}\t{NAMES[sample.test_labels[k]]}" for k in range(5)]
 
     with PIL.Image.open(tmp_path / "run" / files["image_path"]) as image:
         sprite = np.asarray(image)
@@ -182,7 +185,7 @@ def test_a_place_the_projector_cannot_have_is_named(sample, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/x cannot be written to .*; name another --output"):
         embedding.write_projector(
-            tmp_path / "file" / "x", np.zeros((1, 2)), sample.test_labels[:1], sample.test_images[:1]
+            tmp_path / "file" / "x", np.zeros((1, 2)), sample.test_labels[:1], sample.test_images[:1], NAMES
         )
 
 
@@ -201,8 +204,8 @@ def test_pixels_of_the_test_set_are_embedded(sample, monkeypatch, tmp_path, caps
         given.append(vectors)
         return vectors[:, 300:302]
 
-    def draw(positions, labels, images, title):
-        given.extend([positions, labels, images, title])
+    def draw(positions, labels, images, title, class_names):
+        given.extend([positions, labels, images, title, class_names])
         return Figure()
 
     monkeypatch.setattr(fashion_mnist, "load", lambda: sample)
@@ -215,7 +218,8 @@ def test_pixels_of_the_test_set_are_embedded(sample, monkeypatch, tmp_path, caps
     assert out.splitlines()[0] == str(directory / "tsne-pixels.png")
     assert str(directory / "projector" / "pixels") in out.splitlines()[1]
     assert (directory / "tsne-pixels.png").exists()
-    vectors, positions, labels, images, title = given
+    vectors, positions, labels, images, title, class_names = given
+    assert class_names == sample.class_names
     np.testing.assert_allclose(vectors, sample.test_images[:20].reshape(20, 784) / 255, rtol=1e-6)
     np.testing.assert_array_equal(positions, vectors[:, 300:302])
     np.testing.assert_array_equal(labels, sample.test_labels[:20])

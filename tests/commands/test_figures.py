@@ -182,7 +182,7 @@ def test_box_plot_has_every_score_in_percent():
 
 def test_confusion_matrix_has_true_classes_in_rows():
     labels, predictions = np.array([0, 0, 0, 0, 7]), np.array([0, 0, 0, 2, 7])
-    axes = drawing.confusion_matrix(labels, predictions, "few images").axes[0]
+    axes = drawing.confusion_matrix(labels, predictions, "few images", CLASS_NAMES).axes[0]
     shown = np.zeros((10, 10), int)
     for text in axes.texts:
         column, row = map(int, text.get_position())

@@ -264,7 +264,7 @@ def test_images_must_be_named(workdir, run_predict):
         ('{"dtype": "float32"}', "holds no model of this version of fmbench (KeyError"),
         (
             '{"model": {"name": "lenet"}, "dtype": "float32", "normalization": "unit", "class_names": []}',
-            "holds no model of this version of fmbench (KeyError: 'lenet')",
+            "holds a model that cannot be rebuilt here: config.model.name is 'lenet'",
         ),
     ],
 )

@@ -39,7 +39,7 @@ def get_config(num_epochs="1"):
 @pytest.fixture
 def little(tmp_path) -> Path:
     """A config file whose argument is the number of epochs."""
-    path = tmp_path / "little.py"
+    path = tmp_path / "tests_little.py"
     path.write_text(LITTLE)
     return path
 
@@ -49,7 +49,7 @@ def run(monkeypatch, capsys, little, tmp_path):
     """Runs `fmbench.sweep` on the little config, in the folder of the test: exit code, output and error output."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object, config: str = "little.py") -> tuple[int, str, str]:
+    def run(*arguments: object, config: str = "tests_little.py") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sweep", f"--config={config}", *map(str, arguments)])
         code = 0
         try:
@@ -136,7 +136,7 @@ def test_every_combination_and_seed_is_a_process_of_its_own(run, fake_main):
                 command = fake_main.commands.pop(0)
                 assert command[:3] == [sys.executable, "-m", "fmbench.main"]
                 assert command[3:7] == [
-                    "--config=little.py",
+                    "--config=tests_little.py",
                     "--config.label_smoothing=0.1",
                     "--config.data.random_state",
                     "3",
@@ -156,7 +156,7 @@ def test_every_combination_and_seed_is_a_process_of_its_own(run, fake_main):
     assert len(set(names)) == 8
     assert sorted(f"{name}.log" for name in names) == sorted(path.name for path in Path("here/logs").iterdir())
     assert out.startswith("validation 85.00 %, 10.0 s\n\n| overrides")
-    assert sorted(path.name for path in Path().iterdir()) == ["here", "little.py"]
+    assert sorted(path.name for path in Path().iterdir()) == ["here", "tests_little.py"]
 
 
 def test_commas_in_parentheses_split_no_values(little):
@@ -166,9 +166,9 @@ def test_commas_in_parentheses_split_no_values(little):
 
 
 def test_records_go_to_a_folder_of_the_entrys_name(run, fake_main):
-    assert run("--grid=batch_size=40", "--config.label_smoothing=0.1", config="little.py:2")[0] == 0
-    (record,) = Path("sweeps/little-2+label_smoothing=0.1/runs").glob("*.json")
-    assert record.stem == "little-2+batch_size=40+label_smoothing=0.1-cpu-float32-seed0"
+    assert run("--grid=batch_size=40", "--config.label_smoothing=0.1", config="tests_little.py:2")[0] == 0
+    (record,) = Path("sweeps/tests_little-2+label_smoothing=0.1/runs").glob("*.json")
+    assert record.stem == "tests_little-2+batch_size=40+label_smoothing=0.1-cpu-float32-seed0"
 
 
 @pytest.mark.parametrize(
@@ -203,8 +203,8 @@ def test_records_go_to_a_folder_of_the_entrys_name(run, fake_main):
         (["--grid=batch_size=40", "--config="], "--config is missing"),
         (["--grid=batch_size=40", f"--out={config_lib.REPOSITORY}/results/x"], "for the leaderboard's records"),
         (
-            ["--grid=batch_size=40", "--out=little.py"],
-            "little.py/logs: Not a directory; --out names another place",
+            ["--grid=batch_size=40", "--out=tests_little.py"],
+            "tests_little.py/logs: Not a directory; --out names another place",
         ),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
@@ -215,7 +215,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_before_anything_is_trained(run, f
     assert err.startswith("fmbench.sweep: ")
     assert said in err
     assert fake_main.commands == []
-    assert [path.name for path in Path().iterdir()] == ["little.py"]
+    assert [path.name for path in Path().iterdir()] == ["tests_little.py"]
 
 
 def test_records_of_another_config_are_refused(run, fake_main, little):
@@ -224,7 +224,7 @@ def test_records_of_another_config_are_refused(run, fake_main, little):
     little.write_text(LITTLE.replace('"sgd"', '"adam"'))
     code, _, err = run("--grid=batch_size=20,40", "--seeds=2,1")
     assert (code, err.count("\n")) == (2, 1)
-    assert "little+batch_size=40-float32-seed1 of another config (optimizer.name: sgd -> adam)" in err
+    assert "tests_little+batch_size=40-float32-seed1 of another config (optimizer.name: sgd -> adam)" in err
     assert len(fake_main.commands) == 2
 
 
@@ -267,7 +267,7 @@ def test_the_others_are_still_run_after_one_that_fails_or_diverges(run, fake_mai
     assert code == 1
     all_runs = [(rate, seed) for rate in ("1", "0.1", "0.01") for seed in "01"]
     assert fake_main.trained() == all_runs
-    name = "here/logs/little+optimizer.learning_rate={}-float32-seed{}.log"
+    name = "here/logs/tests_little+optimizer.learning_rate={}-float32-seed{}.log"
     said = "".join(fake_main.said_before)
     assert f"learning_rate=1 seed=0: failed with exit code 2, see {name.format('1.0', 0)}\n" in said
     assert f"learning_rate=1 seed=1: diverged, see {name.format('1.0', 1)}\n" in said
@@ -400,7 +400,7 @@ def test_a_real_run_is_interrupted_and_goes_on(run, tmp_path, monkeypatch):
     thread = threading.Thread(target=interrupt_soon)
     thread.start()
     try:
-        code, out, err = run(*arguments, config="little.py:20")
+        code, out, err = run(*arguments, config="tests_little.py:20")
     finally:
         ended.set()
         thread.join()
@@ -410,7 +410,7 @@ def test_a_real_run_is_interrupted_and_goes_on(run, tmp_path, monkeypatch):
     done = store.read(path).num_epochs
     assert 1 <= done < 20
 
-    code, out, err = run(*arguments, config="little.py:20")
+    code, out, err = run(*arguments, config="tests_little.py:20")
     assert code == 0, err
     record = store.read(path)
     assert (record.status, record.num_resumes, record.num_epochs) == ("completed", 1, 20)
@@ -424,6 +424,6 @@ def test_a_real_run_is_interrupted_and_goes_on(run, tmp_path, monkeypatch):
     assert "epoch 20/20" in after
 
     monkeypatch.setattr(sweep, "run_process", None)  # nothing is left to be run
-    code, out, err = run(*arguments, config="little.py:20")
+    code, out, err = run(*arguments, config="tests_little.py:20")
     assert code == 0, err
     assert out.startswith(f"{line} (trained before)\n")

@@ -186,9 +186,9 @@ def test_one_core_is_a_singular(results_dir, run):
     assert "## 1 x Abacus 9 (1 core), float32, data of" in (results_dir / "leaderboard.md").read_text()
 
 
-def make_old(entry: str, wrong: int, train_images: str = "a" * 64) -> RunRecord:
+def make_old(entry: str, wrong: int, train_images: str = "a" * 64, version: str = "old") -> RunRecord:
     sha256 = {"train-images": train_images, "t10k-labels": proof.sha256(LABELS)}
-    return make_record(entry, wrong=wrong, data_version="old", data_sha256=sha256)
+    return make_record(entry, wrong=wrong, data_version=version, data_sha256=sha256)
 
 
 def publish_labels(results_dir: Path) -> Path:
@@ -227,6 +227,49 @@ def test_different_old_data_are_not_ranked_together(results_dir, run):
     code, _, err = run()
     assert code == 2
     assert "b-cpu-float32-seed0-old.json were made on different data, both called version 'old'" in err
+
+
+def test_other_data_have_a_page_of_their_own_and_are_checked(results_dir, run):
+    readme = results_dir.parent / "README.md"
+    readme.write_text(MARKS)
+    publish_labels(results_dir)
+    publish(make_record("a", wrong=0), results_dir, wrong=0)
+    for version, wrong in (("unproven-00000000", 10), ("unproven-11111111", 20)):
+        path = publish(make_old("theirs", wrong, version[-1] * 64, version), results_dir, wrong=wrong)
+    publish(make_unfinished("interrupted", "stopped", data_version="unproven-00000000"), results_dir)
+    assert run() == (0, ANY, "")
+    text = (results_dir / "other_data.md").read_text()
+    assert re.findall(r"^## (.*)", text, flags=re.MULTILINE) == [
+        "1 x Abacus 9 (2 cores), float32, other data, unproven-00000000",
+        "1 x Abacus 9 (2 cores), float32, other data, unproven-11111111",
+        "Not finished",
+    ]
+    assert [[row[3] for row in rows] for rows in tables(text)][:2] == [["95.00 (1)"], ["90.00 (1)"]]
+    for page in (results_dir / "leaderboard.md", results_dir / "leaderboard.csv", readme):
+        assert "a](" in page.read_text() or page.suffix == ".csv"
+        assert not re.search("theirs|stopped|unproven", page.read_text())
+    edit(path, test_accuracy=0.99)
+    assert "test_accuracy is 0.99, but its predictions give 0.9" in run("--check")[2]
+
+
+def test_without_other_data_their_page_is_only_where_it_was(results_dir, run):
+    publish(make_record("a", wrong=0), results_dir, wrong=0)
+    assert run()[0] == 0
+    assert not (results_dir / "other_data.md").exists()
+    (results_dir / "other_data.md").write_text("records that were deleted")
+    assert run("--check")[0] == 1
+    assert run()[0] == 0
+    assert not tables((results_dir / "other_data.md").read_text())
+
+
+def test_standard_data_that_need_not_be_proven_are_of_one_row_with_the_others(results_dir, run):
+    data = make_record().config["data"]
+    publish(make_record("a", 0), results_dir)
+    publish(
+        make_record("a", 1, config={"data": data | {"source": "idx", "dir": "x", "unproven": True}}), results_dir
+    )
+    assert run()[0] == 0
+    assert "| 90.00 ± 0.00 (2) |" in (results_dir / "leaderboard.md").read_text()
 
 
 def test_the_sample_never_reaches_the_leaderboard(results_dir, run):

@@ -190,6 +190,7 @@ def test_the_conditions_of_the_data_with_the_most_entries_are_drawn(tmp_path, ru
         make_record("d", data_version="sample"),
         make_record("e", data_version="sample"),
         make_record("f", data_version="sample"),
+        make_record("d", data_version="unproven-00000000"),
         make_record("g", data_version="old"),
         make_unfinished("diverged", "h"),
     ]

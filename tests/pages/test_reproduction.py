@@ -107,6 +107,14 @@ def test_unfinished_runs_do_not_count():
     assert line_of(reproduction.render(runs, []), "`fc-a`")[4] == "not run here"
 
 
+def test_runs_and_folds_on_other_data_do_not_count():
+    version = "unproven-00000000"
+    whole = make_record("baseline", data_version=version)
+    assert line_of(reproduction.render([whole], []), "90.99")[4] == "not run here"
+    folds = [fold(number, 0.91).model_copy(update={"data_version": version}) for number in range(5)]
+    assert line_of(reproduction.render([], folds), "91.187")[4] == "not run here"
+
+
 def test_what_cannot_be_run_says_why():
     assert line_of(reproduction.render([], []), "`transfer-vgg19-bug`")[4].startswith("not run: weights")
 

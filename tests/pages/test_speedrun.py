@@ -139,13 +139,15 @@ def test_commits_and_versions_are_told_apart():
     assert row(page(*runs), "[speedrun-94]")[-2:] == ["aaaaaaa, bbbbbbb (dirty), none", "0.10.0, 0.12.0"]
 
 
-def test_unfinished_runs_are_told_and_the_sample_is_not():
+def test_unfinished_runs_are_told_and_the_sample_and_other_data_are_not():
     text = page(
         *recipe("speedrun-94", 12),
         make_unfinished("diverged", "speedrun-94", 7, config=CONFIG_FILE),
         make_unfinished("diverged", "mlp", 8),
         make_unfinished("diverged", "speedrun-94", 9, config=CONFIG_FILE, data_version="sample"),
         *recipe("speedrun-93", 2, data_version="sample"),
+        make_unfinished("diverged", "speedrun-94", 9, config=CONFIG_FILE, data_version="unproven-00000000"),
+        *recipe("speedrun-93", 2, data_version="unproven-00000000"),
     )
     assert rows(text.partition("## Not finished")[2]) == [["speedrun-94", "7", "diverged", "1 of 1"]]
     assert row(text, "[speedrun-94]")[2] == "1"

@@ -253,7 +253,7 @@ def old(tmp_path, monkeypatch) -> RunRecord:
     """A record on old data, which lie where its config says; written to <tmp_path>/old."""
     sha256 = {"t10k-labels": proof.sha256(LABELS)}
     dataset = dataclasses.replace(fake_dataset("old"), sha256=sha256)
-    monkeypatch.setattr(fashion_mnist, "load", lambda *arguments: {("csv", "kaggle"): dataset}[arguments])
+    monkeypatch.setattr(fashion_mnist, "load", lambda *arguments: {("csv", "kaggle", False): dataset}[arguments])
     data = make_record().config["data"] | {"source": "csv", "dir": "kaggle"}
     record = make_record(data_version="old", data_sha256=sha256, config={"data": data})
     store.write(record, predictions_with(wrong=20), tmp_path / "old")
@@ -273,7 +273,7 @@ def test_the_labels_of_other_data_are_not_published(stem, tmp_path):
 
 
 def test_data_that_changed_since_give_no_labels(old, tmp_path, monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "load", lambda source, place: fake_dataset("old"))
+    monkeypatch.setattr(fashion_mnist, "load", lambda source, place, unproven: fake_dataset("old"))
     with pytest.raises(UserError, match="kaggle no longer holds the data of mlp-cpu-float32-seed0-old"):
         store.publish(tmp_path / "old", tmp_path / "results")
     assert not (tmp_path / "results").exists()
@@ -335,6 +335,7 @@ def test_name(changes, name):
 
 def test_a_run_on_the_old_data_has_another_name():
     assert make_record(data_version="old").name == "mlp-cpu-float32-seed0-old"
+    assert make_record(data_version="unproven-0a1b2c3d").name == "mlp-cpu-float32-seed0-unproven-0a1b2c3d"
 
 
 def test_a_renamed_record_is_refused(tmp_path):

@@ -169,3 +169,35 @@ def test_only_key_and_image_decide(images):
 def test_meaningless_strengths_are_refused(strengths, message):
     with pytest.raises(UserError, match=message):
         config_lib._check_augment("augment", settings(**strengths))
+
+
+# Somebody else's.
+
+
+def test_a_function_comes_last_and_changes_nothing_before_it(images):
+    flipped = run(images, flip=True)
+    np.testing.assert_array_equal(run(images, flip=True, function="outside:invert"), 255 - flipped)
+
+
+def test_every_image_has_a_key_of_its_own(images):
+    noise = run(np.zeros_like(images), function="outside:noise")
+    assert len(np.unique(noise[:, 0, 0])) == len(images)
+    np.testing.assert_array_equal(noise, run(np.zeros_like(images), function="outside:noise"))
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("outside:upper_half", r"returns float32 \(14, 28\); it must return the image, float32 \(28, 28\)"),
+        ("outside:to_integers", r"returns uint8 \(28, 28\)"),
+        ("outside:takes_an_image_alone", "takes 1 arguments by their place, and is given 2"),
+        ("outside:fails_on_images", r"fails: TypeError: .*outside\.py:\d+\)"),
+        ("outside:A_NUMBER", "is no function"),
+        ("outside:nosie", "the nearest: noise"),
+        ("flip", r"an import path is package\.module:Name"),
+    ],
+)
+def test_what_a_function_does_wrong_is_said_in_one_line(images, function, said):
+    with pytest.raises(UserError, match=f"config.augment.function is '{function}'.*{said}") as error:
+        run(images, function=function)
+    assert "\n" not in str(error.value)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from fmbench import entries
 from fmbench.errors import UserError
 from fmbench.training.optimizer import make_optimizer, make_schedule, orthogonal
 
@@ -191,3 +192,77 @@ def test_the_schedule_begins_anew_with_each_stage(make_config):
 def test_what_makes_no_optimizer_is_named(make_config, overrides, message):
     with pytest.raises(UserError, match=message):
         make_optimizer(make_config("configs/mlp.py", **overrides), steps_per_epoch=10)
+
+
+# Somebody else's.
+
+
+def test_an_optimizer_by_its_import_path_has_the_configs_fields(make_config):
+    config = make_config(
+        "configs/mlp.py", optimizer__name="optax:lion", optimizer__b1=0.7, optimizer__weight_decay=0.1
+    )
+    expected = optax.lion(1e-3, b1=0.7, b2=0.999, weight_decay=0.1)  # b2 as config.py has it
+    tx, _ = make_optimizer(config, steps_per_epoch=10)
+    state, expected_state = tx.init(PARAMS), expected.init(PARAMS)
+    for grads in (GRADS, jax.tree.map(lambda x: x[::-1], GRADS)):  # b2 shows in the second step
+        updates, state = tx.update(grads, state, PARAMS)
+        expected_updates, expected_state = expected.update(grads, expected_state, PARAMS)
+        jax.tree.map(np.testing.assert_array_equal, updates, expected_updates)
+
+
+def test_a_schedule_by_its_import_path_begins_anew_with_each_stage(make_config):
+    config = make_config(
+        "configs/cnn1.py",
+        schedule__name="outside:triangle",
+        schedule__warmup_epochs=2.0,
+        stages__stage1__learning_rate=1.0,
+        stages__stage2__learning_rate=10.0,
+    )
+    schedule = make_schedule(config, steps_per_epoch=3)
+    rates = [float(schedule(step)) for step in (0, 3, 6, 29, 30, 33, 36)]
+    np.testing.assert_allclose(rates, [0, 0.5, 1, 1, 0, 5, 10], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"optimizer__name": "adamm"}, "it must be one of sgd, adam, adamw, muon, or an import path"),
+        ({"optimizer__name": "adamm"}, "the nearest: adam, adamw."),
+        ({"optimizer__name": "outside:adam"}, "module 'outside' has no 'adam'"),
+        ({"optimizer__name": "outside:takes_no_rate"}, "does not take learning_rate and also needs rate"),
+        ({"optimizer__name": "outside:momentum", "optimizer__weight_decay": 0.5}, "does not take weight_decay"),
+        ({"optimizer__name": "outside:returns_no_optimizer"}, "must return an optax.GradientTransformation"),
+        ({"optimizer__name": "outside:fails"}, "which fails: RuntimeError: boom ("),
+        ({"optimizer__name": "outside:A_NUMBER"}, "is no function but a int"),
+        ({"schedule__name": "cosin"}, "the nearest: cosine."),
+        ({"schedule__name": "outside:takes_the_rate_alone"}, "does not take num_steps, steps_per_epoch"),
+        ({"schedule__name": "outside:returns_no_schedule"}, "whose schedule fails: TypeError"),
+        ({"schedule__name": "outside:returns_two_rates"}, "it must return an optax.Schedule"),
+        ({"schedule__name": "outside:fails"}, "which fails: RuntimeError: boom ("),
+    ],
+)  # fmt: skip
+def test_what_is_missing_from_somebody_elses_is_said_in_one_line(make_config, overrides, said):
+    with pytest.raises(UserError) as error:
+        make_optimizer(make_config("configs/mlp.py", **overrides), steps_per_epoch=10)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_fields_that_a_config_file_adds_are_arguments(tmp_path):
+    path = tmp_path / "tests_mine.py"
+    lines = ("optimizer.name = 'outside:momentum'", "optimizer.{} = 0.25", "schedule.name = 'outside:triangle'")
+    text = "from fmbench.config import base_config\n\ndef get_config(field):\n    config = base_config()\n"
+    body = "".join(f"    config.{line}\n" for line in (*lines, "schedule.floor = 0.5"))
+    path.write_text(f"{text}{body.replace('.{} =', '[field] =')}    return config\n")
+    tx, schedule = make_optimizer(entries.load(f"{path}:beta"), steps_per_epoch=10)
+    assert float(schedule(0)) == 0.5
+    updates = tx.update(GRADS, tx.init(PARAMS), PARAMS)[0]
+    np.testing.assert_allclose(updates["head"]["kernel"], -0.5 * 0.25 * GRADS["head"]["kernel"], rtol=1e-6)
+    with pytest.raises(UserError, match="does not take gamma"):
+        make_optimizer(entries.load(f"{path}:gamma"), steps_per_epoch=10)
+
+
+def test_muon_needs_a_head(make_config):
+    tx, _ = make_optimizer(make_config("configs/mlp.py", optimizer__name="muon"), steps_per_epoch=10)
+    with pytest.raises(UserError, match="the model has conv, dense: call its last layer head"):
+        tx.init({name: PARAMS[name] for name in ("conv", "dense")})

@@ -1,13 +1,15 @@
 """Who may use a work directory, and what --force throws away."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from fake_records import make_record, make_unfinished, predictions_with
+from fake_records import fake_dataset, make_record, make_unfinished, predictions_with
 
+from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.records import store
 from fmbench.training import workdir
@@ -59,8 +61,71 @@ def test_the_data_may_have_moved_but_not_changed(run):
     claim(run, moved)
     claim(run, moved, force=True)
     claim(run)
+    (run / "metrics.jsonl").touch()
     with pytest.raises(UserError, match=r"data\.split: default -> all"):
         claim(run, CONFIG | {"data": CONFIG["data"] | {"split": "all"}})
+
+
+FOLDER = CONFIG | {"data": CONFIG["data"] | {"source": "idx", "dir": "here"}}
+MOVED = FOLDER | {"data": FOLDER["data"] | {"dir": "there"}}
+
+
+@pytest.fixture
+def run_on_a_folder(tmp_path) -> Path:
+    """A work directory of a run on idx files with hashes 'abc'."""
+    with workdir.claim(tmp_path / "run", FOLDER, force=False):
+        workdir.check_same_data(tmp_path / "run", {"train-images": "abc"})
+        (tmp_path / "run" / "metrics.jsonl").write_text("lines")
+    return tmp_path / "run"
+
+
+def hold(monkeypatch, sha256: str) -> None:
+    """Lets any folder hold data of this hash."""
+    dataset = dataclasses.replace(fake_dataset(), sha256={"train-images": sha256})
+    monkeypatch.setattr(fashion_mnist, "load", lambda source, data_dir, unproven: dataset)
+
+
+def test_a_folder_that_was_moved_is_no_other_config(run_on_a_folder, monkeypatch):
+    hold(monkeypatch, "abc")
+    claim(run_on_a_folder, MOVED)
+    workdir.check_same_data(run_on_a_folder, {"train-images": "abc"})
+    with pytest.raises(UserError, match=r"another config \(seed: 0 -> 5\)"):
+        claim(run_on_a_folder, MOVED | {"seed": 5})
+
+
+def test_a_folder_with_other_data_is_refused(run_on_a_folder, monkeypatch):
+    hold(monkeypatch, "other")
+    before = contents(run_on_a_folder)
+    with pytest.raises(UserError, match=r"holds a run on other data than these.*--force"):
+        claim(run_on_a_folder, MOVED)
+    claim(run_on_a_folder, FOLDER)  # nothing is read where nothing was moved ...
+    with pytest.raises(UserError, match="holds a run on other data than these"):
+        workdir.check_same_data(run_on_a_folder, {"train-images": "other"})  # ... but what is, is compared
+    assert contents(run_on_a_folder) == before
+    claim(run_on_a_folder, MOVED, force=True)
+    workdir.check_same_data(run_on_a_folder, {"train-images": "other"})
+
+
+def test_a_moved_folder_of_a_run_without_hashes_is_refused(run_on_a_folder, monkeypatch):
+    (run_on_a_folder / "data.json").unlink()
+    with pytest.raises(UserError, match=r"another config \(data\.dir: here -> there\)"):
+        claim(run_on_a_folder, MOVED)
+
+
+def test_a_run_that_ended_before_it_began_is_in_nobodys_way(tmp_path):
+    claim(tmp_path, FOLDER)
+    workdir.check_same_data(tmp_path, {"train-images": "abc"})
+    claim(tmp_path, MOVED | {"seed": 5})
+    workdir.check_same_data(tmp_path, {"train-images": "other"})
+    assert json.loads(contents(tmp_path)["config.json"])["seed"] == 5
+
+
+def test_fields_that_came_later_are_no_other_config(run):
+    older = {key: value for key, value in CONFIG["augment"].items() if key != "function"}
+    (run / "config.json").write_text(json.dumps(CONFIG | {"augment": older}))
+    claim(run)
+    with pytest.raises(UserError, match=r"augment\.function:  -> a\.b:c"):
+        claim(run, CONFIG | {"augment": older | {"function": "a.b:c"}})
 
 
 def test_force_starts_anew_with_another_config(run):
