@@ -80,7 +80,7 @@ class Dropout(nnx.Dropout):
         rngs = self.rngs if rngs is None else rngs
         plain = (
             deterministic is False
-            and rngs is not None
+            and isinstance(rngs, nnx.Rngs | nnx.RngStream | jax.Array)
             and isinstance(self.rate, float)
             and 0 < self.rate < 1
             and not self.broadcast_dims
@@ -119,4 +119,4 @@ def random_words(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     halves = jax.random.key_data(keys)
     index = jnp.arange(math.prod(shape), dtype=jnp.uint32)
     words = mix(mix(index ^ halves[:, 0, None]) + halves[:, 1, None])
-    return words.reshape(-1, *shape)
+    return words.reshape(keys.shape[0], *shape)
