@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -599,20 +598,16 @@ class TestSeveralDevices:
         mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
         x = jax.device_put(self.x, NamedSharding(mesh, PartitionSpec("data")))
         with jax.set_mesh(mesh):
-            for ours, flax in itertools.batched(
+            ours, flax = (
                 (
-                    *(lambda c=c: c(3, 4, (3, 3), rngs=nnx.Rngs(0))(x) for c in (Conv, nnx.Conv)),
-                    *(lambda c=c: c(3, rngs=nnx.Rngs(0))(x) for c in (BatchNorm, nnx.BatchNorm)),
-                    *(lambda c=c: c(0.5, rngs=nnx.Rngs(0))(x) for c in (Dropout, nnx.Dropout)),
-                    *(
-                        lambda p=p: jax.grad(lambda x: p(x, (2, 2), (2, 2)).sum())(x)
-                        for p in (max_pool, nnx.max_pool)
-                    ),
-                ),
-                2,
-                strict=True,
-            ):
-                assert_close(ours(), flax())
+                    conv(3, 4, (3, 3), rngs=nnx.Rngs(0))(x),
+                    batch_norm(3, rngs=nnx.Rngs(0))(x),
+                    dropout(0.5, rngs=nnx.Rngs(0))(x),
+                    jax.grad(lambda x, pool=pool: pool(x, (2, 2), (2, 2)).sum())(x),
+                )
+                for conv, batch_norm, dropout, pool in (OURS, FLAX)
+            )
+            assert_close(ours, flax)
 
 
 class TestEvalAndTrain:
@@ -655,16 +650,16 @@ class TestDropout:
         for dtype in ("float32", "bfloat16", "int32"):
             x = self.x.astype(dtype)
             results = [c(rate, rngs=nnx.Rngs(0))(x, deterministic=deterministic) for c in (Dropout, nnx.Dropout)]
-            np.testing.assert_array_equal(*results, strict=True)
+            np.testing.assert_array_equal(results[0], results[1], strict=True)
 
     @pytest.mark.parametrize("dims", [(0,), (1,), (-1,)])
     def test_broadcast_dims_are_flaxs(self, dims):
         results = [c(0.5, broadcast_dims=dims, rngs=nnx.Rngs(0))(self.x) for c in (Dropout, nnx.Dropout)]
-        np.testing.assert_array_equal(*results, strict=True)
+        np.testing.assert_array_equal(results[0], results[1], strict=True)
 
     def test_a_scalar_is_flaxs(self):
         results = [c(0.5, rngs=nnx.Rngs(0))(jnp.ones(())) for c in (Dropout, nnx.Dropout)]
-        np.testing.assert_array_equal(*results, strict=True)
+        np.testing.assert_array_equal(results[0], results[1], strict=True)
 
     @pytest.mark.parametrize("shape", [(40, 50), (7,), (3, 4, 5, 6), (0, 4), (4, 0)], ids=str)
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
