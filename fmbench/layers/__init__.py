@@ -1,8 +1,8 @@
 """Layers that take what Flax's own take, with the parameters and results of theirs, and are fast on CPUs too.
 
 On CPUs convolutions and their gradients run in oneDNN (`fmbench.layers.onednn`), where it is installed and a
-program runs on one device at a time; everywhere else XLA's own operations run. For which platform is decided when a
-program is lowered: one for GPUs or TPUs, and one that is exported, holds XLA's alone.
+program runs on one device at a time; everywhere else XLA's own operations run. Which is decided when a program is
+lowered: one for GPUs or TPUs, and one that is exported, holds XLA's alone.
 """
 
 from fmbench.layers.batch_norm import BatchNorm

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ many = settings(few, max_examples=150)
 in_onednn = pytest.mark.skipif(
     onednn.library() is None, reason=f"{onednn.PACKAGE} is not installed or cannot be loaded here"
 )
-TOLERANCE = {"float64": 1e-11, "float32": 3e-5, "float16": 1e-2, "bfloat16": 5e-2}
+TOLERANCE: dict[Any, float] = {"float64": 1e-11, "float32": 3e-5, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +61,7 @@ def some(shape, dtype="float32", seed=0):
 class Case:
     """A layer of ours and its like of Flax's, what they are called with, and how the results are compared."""
 
-    ours: type
+    ours: Any
     arguments: tuple
     options: dict
     inputs: jax.Array
@@ -70,7 +71,7 @@ class Case:
 
     def run(self, *, stock):
         """Value, statistics, gradients, and if asked for, a product with the second derivatives."""
-        layer_class = self.ours.__base__ if stock else self.ours
+        layer_class: Any = self.ours.__base__ if stock else self.ours
         layer = layer_class(*self.arguments, **self.options, rngs=nnx.Rngs(0))
         graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
         params = jax.tree.map(lambda p: p + some(p.shape, p.dtype, seed=1) / 4, params)
@@ -391,7 +392,7 @@ class TestConvolutionTransformed:
 
     x = some((3, 9, 8, 3))
 
-    def compare(self, transform, functions, *, xla=False, x=x):
+    def compare(self, transform, functions, *, xla=False, x=x) -> Any:
         ours, flax, params = functions
         actual, expected = (jax.jit(transform(f)) for f in (ours, flax))
         text = actual.lower(params, x).as_text()
@@ -557,7 +558,7 @@ class TestSeveralDevices:
 
     @pytest.mark.parametrize("check_vma", [False, True])
     def test_shard_map(self, check_vma):
-        specs = {"in_specs": (PartitionSpec(), PartitionSpec("data")), "out_specs": PartitionSpec()}
+        specs: Any = {"in_specs": (PartitionSpec(), PartitionSpec("data")), "out_specs": PartitionSpec()}
 
         def run(step):
             def shard(params, x):
