@@ -73,7 +73,8 @@ class Case:
         """Value, statistics, gradients, and if asked for, a product with the second derivatives."""
         layer_class: Any = self.ours.__base__ if stock else self.ours
         layer = layer_class(*self.arguments, **self.options, rngs=nnx.Rngs(0))
-        graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
+        graphdef, *states = nnx.split(layer, nnx.Param, ...)
+        params, rest = states
         params = jax.tree.map(lambda p: p + some(p.shape, p.dtype, seed=1) / 4, params)
         differentiable = jnp.issubdtype(self.inputs.dtype, jnp.floating)
 
@@ -516,7 +517,8 @@ OURS, FLAX = (Conv, BatchNorm, Dropout, max_pool), (nnx.Conv, nnx.BatchNorm, nnx
 
 def net_step(layers, axis_name=None):
     """Parameters, and a function of them and images: loss, running statistics and gradients."""
-    graphdef, params, rest = nnx.split(Net(*layers, axis_name=axis_name), nnx.Param, ...)
+    graphdef, *states = nnx.split(Net(*layers, axis_name=axis_name), nnx.Param, ...)
+    params, rest = states
 
     def loss(params, x):
         model = nnx.merge(graphdef, params, rest, copy=True)

@@ -1,6 +1,7 @@
 """oneDNN's convolution against Flax's own, and Python functions as custom calls."""
 
 import concurrent.futures
+import inspect
 import os
 import subprocess
 import sys
@@ -191,7 +192,7 @@ def test_the_library_is_loaded_once(monkeypatch):
         time.sleep(0.05)
 
     monkeypatch.setattr(onednn, "_Library", load)
-    first = onednn._once(onednn._load.__wrapped__)
+    first = onednn._once(inspect.unwrap(onednn._load))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: first(), range(4)))
     assert len(loads) == 1
