@@ -1,8 +1,8 @@
-"""Layers with the parameters and results of Flax's own that are fast on CPUs too.
+"""Layers that take what Flax's own take, with the parameters and results of theirs, and are fast on CPUs too.
 
-On CPUs a convolution and its gradients run in oneDNN (`fmbench.layers.onednn`), where it is installed and one
-process drives one CPU device; everywhere else XLA's own operations run. Which of them is decided when a program is
-lowered, so that a program exported for GPUs or TPUs holds XLA's alone.
+On CPUs convolutions and their gradients run in oneDNN (`fmbench.layers.onednn`), where it is installed and a
+program runs on one device at a time; everywhere else XLA's own operations run. Which is decided when a program is
+lowered: one for GPUs or TPUs, and one that is exported, holds XLA's alone.
 """
 
 from fmbench.layers.batch_norm import BatchNorm

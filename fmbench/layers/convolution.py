@@ -1,18 +1,27 @@
 """Convolution."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.linear import canonicalize_padding
 
 from fmbench.layers import onednn
+from fmbench.layers.convolution_primitives import convolution, kept_apart
 from fmbench.layers.onednn import Window
+from fmbench.layers.sharding import is_explicitly_sharded, is_on_one_device
 
 
 class Conv(nnx.Conv):
-    """`nnx.Conv` of two dimensions, without groups and dilation, padded by name or by two pairs.
+    """`nnx.Conv`, optionally followed by a ReLU, in oneDNN where that is the faster.
+
+    Takes every argument that `nnx.Conv` takes, with Flax's results up to rounding. In oneDNN are convolutions of
+    two dimensions, (batch, height, width, channels) in float32 or bfloat16, with any strides and any padding by
+    zeros, in programs for one CPU device or one device at a time (`jax.shard_map`, `jax.pmap`). All else (masks,
+    dilation, groups, other numbers of dimensions, padding by other values, a convolution, precision or sharding of
+    one's own) is computed by Flax's own code. Derivatives of all orders and modes, `jax.vmap`, `jax.checkpoint`
+    and `jax.export`, whose programs hold XLA's convolution, work as with Flax's layer.
 
     XLA computes the gradient with respect to the kernel as a convolution whose window is the whole image, and runs
     that at 20 GFLOP per core-second (jax#31662, xla#34273, flax#3551); oneDNN runs it at 110 to 140. On two cores
@@ -20,73 +29,54 @@ class Conv(nnx.Conv):
     The other two directions are as fast in XLA since jax 0.12, and several times slower before.
     """
 
-    def __call__(  # type: ignore[override]
-        self, x: jax.Array, *, relu: bool = False
-    ) -> jax.Array:
-        """(batch, height, width, inputs) -> (batch, height, width, outputs), after a ReLU if so asked."""
-        bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
-        size = kernel.shape[:2]
-        strides = (self.strides, self.strides) if isinstance(self.strides, int) else tuple(self.strides or (1, 1))
-        padding: Any = self.padding
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None, *, relu: bool = False) -> jax.Array:
+        """Convolves `inputs`, (..., *space, in_features), as Flax does; `relu` applies a ReLU to the result."""
+        window = self._window(inputs) if out_sharding is None and _runs_in_onednn(inputs) else None
+        if window is not None:
+            bias = None if self.bias is None else self.bias[...]
+            x, kernel, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+            arrays = (x, kernel) if bias is None else (x, kernel, bias)
+            if {array.dtype.name for array in arrays} in ({"float32"}, {"bfloat16"}):
+                return convolution(x, kernel, bias, window, relu)
+        if jnp.bfloat16 in (inputs.dtype, self.dtype):
+            inputs = kept_apart(inputs)
+        y = super().__call__(inputs, out_sharding)
+        return nnx.relu(y) if relu else y
+
+    def _window(self, inputs: jax.Array) -> Window | None:
+        """The convolution as oneDNN has it, or None if it is of another kind."""
+        ones: tuple[Any, ...] = (None, 1, (1, 1), [1, 1])
+        plain = (
+            len(self.kernel_size) == 2
+            and inputs.ndim == 4
+            and inputs.shape[-1] == self.in_features
+            and self.input_dilation in ones
+            and self.kernel_dilation in ones
+            and self.feature_group_count == 1
+            and self.mask is None
+            and self.conv_general_dilated is jax.lax.conv_general_dilated
+            and self.precision is None
+            and jax.config.jax_default_matmul_precision is None
+            and self.preferred_element_type is None
+        )
+        if not plain:
+            return None
+        strides = self.strides or 1
+        strides = (strides, strides) if isinstance(strides, int) else tuple(strides)
+        padding: Any = canonicalize_padding(self.padding, 2)
         if isinstance(padding, str):
-            padding = jax.lax.padtype_to_pads(x.shape[1:3], size, strides, padding)
-        window = Window(size, strides, tuple((before, after) for before, after in padding))
-        convolve = _convolution if convolves_in_onednn() else _convolution_of_xla
-        return convolve(x, kernel, bias, window, relu)
+            if padding.upper() not in ("SAME", "SAME_LOWER", "VALID"):
+                return None
+            padding = jax.lax.padtype_to_pads(inputs.shape[1:3], self.kernel_size, strides, padding)
+        window = Window(self.kernel_size, strides, tuple((before, after) for before, after in padding))
+        return window if min(map(min, window.padding)) >= 0 else None
 
 
 def convolves_in_onednn() -> bool:
-    """Whether programs of this process have their convolutions in oneDNN."""
-    # Over several CPU devices XLA would gather the whole batch for a custom call, which it cannot split.
-    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return one_cpu and onednn.library() is not None
+    """Whether programs of this process that run device by device, as training does, convolve in oneDNN."""
+    return jax.default_backend() == "cpu" and onednn.library() is not None
 
 
-def _convolution_of_xla(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, window: Window, relu: bool
-) -> jax.Array:
-    layout = ("NHWC", "HWIO", "NHWC")
-    if x.dtype == jnp.bfloat16:
-        # A fusion by XLA on CPUs (YNNPACK, jax 0.12) of max-pooling, ReLU, convolution and ReLU in bfloat16 gives
-        # wrong numbers, NaN among them. This keeps the convolution from being fused with what is before it.
-        x = jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
-    y = jax.lax.conv_general_dilated(x, kernel, window.strides, window.padding, dimension_numbers=layout)
-    y = y if bias is None else y + bias
-    return nnx.relu(y) if relu else y
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, window: Window, relu: bool) -> jax.Array:
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        bias,
-        cpu=functools.partial(onednn.convolution, window=window, relu=relu),
-        default=functools.partial(_convolution_of_xla, window=window, relu=relu),
-    )
-
-
-def _convolution_forward(x, kernel, bias, window, relu):
-    y = _convolution(x, kernel, bias, window, relu)
-    return y, (x, kernel, bias, y)
-
-
-def _convolution_backward(window, relu, residuals, grad):
-    x, kernel, bias, y = residuals
-    if relu:
-        grad = jnp.where(y > 0, grad, 0)
-
-    def in_onednn(x, kernel, bias, grad):
-        x_grad = onednn.convolution_input_grad(grad, kernel, x.shape, window)
-        kernel_grad, bias_grad = onednn.convolution_kernel_grad(x, grad, window, use_bias=bias is not None)
-        return x_grad, kernel_grad.astype(kernel.dtype), jax.tree.map(lambda g: g.astype(grad.dtype), bias_grad)
-
-    def in_xla(x, kernel, bias, grad):
-        convolve = functools.partial(_convolution_of_xla, window=window, relu=False)
-        return jax.vjp(convolve, x, kernel, bias)[1](grad)
-
-    return jax.lax.platform_dependent(x, kernel, bias, grad, cpu=in_onednn, default=in_xla)
-
-
-_convolution.defvjp(_convolution_forward, _convolution_backward)
+def _runs_in_onednn(inputs: jax.Array) -> bool:
+    # Over several devices XLA would gather the whole batch for a custom call, which it cannot split.
+    return convolves_in_onednn() and is_on_one_device() and not is_explicitly_sharded(inputs)

@@ -1,8 +1,8 @@
 """oneDNN's convolution as XLA custom calls.
 
 oneDNN is the library in which PyTorch and TensorFlow convolve on CPUs. Its Linux wheel (PyPI: onednn-cpu-gomp) is
-a shared library with a C interface; here it is bound with ctypes and called in place by XLA (`fmbench.xla_ffi`).
-Arrays are NHWC, kernels HWIO, as in Flax; float32 or bfloat16.
+a shared library with a C interface; here it is bound with ctypes and called in place by XLA
+(`fmbench.layers.xla_ffi`). Arrays are NHWC, kernels HWIO, as in Flax; float32 or bfloat16.
 
 References:
     oneDNN developer guide and `oneapi/dnnl/dnnl_types.h`, version 3, from where the constants are.
@@ -13,10 +13,10 @@ import functools
 import importlib.metadata
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from fmbench.layers import xla_ffi
 PACKAGE = "onednn-cpu-gomp"
 
 CPU, IN_ORDER = 1, 1
+UNIMPLEMENTED = 3
 DATA_TYPES = {"bfloat16": 2, "float32": 3}
 ANY_FORMAT = 1
 FORWARD_TRAINING = 64
@@ -35,6 +36,10 @@ DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS = 129, 145, 161, 169
 QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS = 131, 132
 
 LANES = 16  # channels that are computed together, of whatever use they are
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_making = threading.RLock()
 
 
 class Window(NamedTuple):
@@ -63,6 +68,10 @@ class OneDNNError(Exception):
     """A call into oneDNN failed."""
 
 
+class UnimplementedError(OneDNNError):
+    """OneDNN has no such operation on this machine, as bfloat16 on CPUs without AVX-512."""
+
+
 class _Library:
     """The loaded library with its one engine and stream."""
 
@@ -79,7 +88,8 @@ class _Library:
     def call(self, function: str, *arguments: Any) -> None:
         status = getattr(self._library, f"dnnl_{function}")(*arguments)
         if status:
-            raise OneDNNError(f"dnnl_{function} returned status {status}")
+            error = UnimplementedError if status == UNIMPLEMENTED else OneDNNError
+            raise error(f"dnnl_{function} returned status {status}")
 
     def new(self, function: str, *arguments: Any) -> c_void_p:
         """Calls a function whose first argument is the handle it makes."""
@@ -92,9 +102,26 @@ class _Library:
         return c_void_p(self._library.dnnl_primitive_desc_query_md(primitive_desc, c_int(what), c_int(0)))
 
 
+def _once(make: _Function) -> _Function:
+    """`functools.cache` for programs that are lowered on several threads at once: none makes what another does."""
+    cached = functools.cache(make)
+
+    @functools.wraps(make)
+    def locked(*arguments: Any) -> Any:
+        with _making:
+            return cached(*arguments)
+
+    return cast("_Function", locked)
+
+
 @functools.cache
 def library() -> _Library | None:
     """oneDNN, or None where it is not installed or cannot be loaded."""
+    return _load()
+
+
+@_once
+def _load() -> _Library | None:
     try:
         files = importlib.metadata.files(PACKAGE) or []
         path = next(file.locate() for file in files if file.name == "libdnnl.so.3")
@@ -289,7 +316,7 @@ def _convolution_descs(
     return _ConvolutionDescs(x, kernel, bias, y, forward)
 
 
-@functools.cache
+@_once
 def _convolution(
     x_shape: tuple[int, ...],
     kernel_shape: tuple[int, ...],
@@ -310,7 +337,7 @@ def _convolution(
     return _register(name, [x, kernel, bias, y], primitives)
 
 
-@functools.cache
+@_once
 def _convolution_input_grad(
     x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], window: Window, dtype: str
 ) -> str:
@@ -339,7 +366,7 @@ def _convolution_input_grad(
     return _register(name, [y_grad, kernel, x_grad], primitives)
 
 
-@functools.cache
+@_once
 def _convolution_kernel_grad(
     x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], window: Window, dtype: str, use_bias: bool
 ) -> str:

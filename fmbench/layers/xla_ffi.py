@@ -6,6 +6,7 @@ and copies nothing, where `jax.pure_callback` copies every result.
 """
 
 import ctypes
+import threading
 from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
 from typing import Any
@@ -89,6 +90,7 @@ class _CallFrame(ctypes.Structure):
 
 _Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_CallFrame))
 _handlers: dict[str, Any] = {}  # XLA keeps their addresses, so they must not be collected
+_registering = threading.Lock()
 
 
 def register(name: str, function: Callable[..., None]) -> str:
@@ -120,6 +122,7 @@ def register(name: str, function: Callable[..., None]) -> str:
     new_capsule = ctypes.pythonapi.PyCapsule_New
     new_capsule.restype, new_capsule.argtypes = ctypes.py_object, [c_void_p, c_char_p, c_void_p]
     address = ctypes.cast(handler, c_void_p)
-    jax.ffi.register_ffi_target(name, new_capsule(address, None, None), platform="cpu")
-    _handlers[name] = handler
+    with _registering:
+        jax.ffi.register_ffi_target(name, new_capsule(address, None, None), platform="cpu")
+        _handlers[name] = handler
     return name
