@@ -268,6 +268,8 @@ def check(config: config_dict.ConfigDict) -> None:
         "data.normalization": ("unit", "symmetric", "standard", "none"),
         "features.backbone": ("", "efficientnet_lite0", "vgg19"),
         "features.preprocessing": ("imagenet", "rescaled_twice"),
+    }
+    choices_or_import_path = {
         "optimizer.name": ("sgd", "adam", "adamw", "muon"),
         "schedule.name": ("constant", "step", "cosine", "linear", "onecycle"),
     }
@@ -287,11 +289,11 @@ def check(config: config_dict.ConfigDict) -> None:
         "schedule.warmup_epochs": 0,
     }
     flat = flatten(config.to_dict())
-    for key, allowed in choices.items():
-        is_import_path = key in ("optimizer.name", "schedule.name") and ":" in flat[key]
-        if flat[key] not in allowed and not is_import_path:
+    for key, allowed in (choices | choices_or_import_path).items():
+        or_else = ", or an import path like mypackage.module:name" if key in choices_or_import_path else ""
+        if flat[key] not in allowed and not (or_else and ":" in flat[key]):
             raise UserError(
-                f"config.{key} is '{flat[key]}'; it must be one of {', '.join(filter(None, allowed))}"
+                f"config.{key} is '{flat[key]}'; it must be one of {', '.join(filter(None, allowed))}{or_else}"
                 f"{nearest(flat[key], allowed)}."
             )
     for key, least in minimum.items():

@@ -94,11 +94,14 @@ def _kernel_grad_in_xla(x, y_grad, *, window, use_bias):
         (before, side - length - before + (outputs - 1) * stride)
         for length, outputs, side, stride, (before, _) in _by_axis(x.shape[1:3], y_grad.shape[1:3], window)
     ]
-    kernel_grad = jax.lax.conv_general_dilated(
-        *(kept_apart(x), y_grad, (1, 1), padding),
-        rhs_dilation=window.strides,
-        dimension_numbers=("CHWN", "IHWO", "HWNC"),
-    )
+    if 0 in y_grad.shape[1:3]:  # which XLA takes for no window
+        kernel_grad = jnp.zeros((*window.size, x.shape[-1], y_grad.shape[-1]), x.dtype)
+    else:
+        kernel_grad = jax.lax.conv_general_dilated(
+            *(kept_apart(x), y_grad, (1, 1), padding),
+            rhs_dilation=window.strides,
+            dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        )
     return [kernel_grad, y_grad.sum((0, 1, 2))] if use_bias else [kernel_grad]
 
 

@@ -1,6 +1,5 @@
 """What lies outside of fmbench, by its import path: 'mypackage.nets:Little'."""
 
-import difflib
 import importlib
 import inspect
 import re
@@ -11,7 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from fmbench.errors import UserError
+from fmbench.errors import UserError, nearest
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
@@ -50,7 +49,7 @@ def load(path: str, where: str) -> Any:
         raise UserError(f"{said}, but importing '{module_name}' fails: {describe(error)}.") from error
     if not hasattr(module, name):
         public = [known for known in vars(module) if not known.startswith("_")]
-        raise UserError(f"{said}, but module '{module_name}' has no '{name}'{_nearest(name, public)}.")
+        raise UserError(f"{said}, but module '{module_name}' has no '{name}'{nearest(name, public)}.")
     return getattr(module, name)
 
 
@@ -58,7 +57,7 @@ def unknown(where: str, name: str, known: Collection[str]) -> UserError:
     """The error for a name that is neither one of ours nor an import path."""
     return UserError(
         f"{where} is '{name}'; it must be one of {', '.join(known)}, or an import path like "
-        f"mypackage.module:Name{_nearest(name, known)}."
+        f"mypackage.module:Name{nearest(name, known)}."
     )
 
 
@@ -111,8 +110,3 @@ def describe(error: Exception, of: Any = None) -> str:
 
 def _is_library(file: str) -> bool:
     return file.startswith(("<", *LIBRARIES)) or file == __file__
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=3)
-    return f"; the nearest: {', '.join(nearest)}" if nearest else ""

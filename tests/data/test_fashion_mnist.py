@@ -686,7 +686,7 @@ def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_command_line_tells_a_mistake_in_one_message(tmp_path):
     result = run_module("--data_dir", str(tmp_path))
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"{tmp_path} has no train-images-idx3-ubyte.gz")
+    assert result.stderr.startswith(f"fmbench.datasets: {tmp_path} has no train-images-idx3-ubyte.gz")
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -45,9 +45,9 @@ def test_a_model_by_its_import_path_gets_the_arguments():
         ({"name": "outside:ReturnsTwo"}, "returns a tuple in evaluation"),
         ({"name": "outside:momentum"}, "is no model: it must be a subclass of flax.nnx.Module"),
         ({"name": "outside:jnp"}, "is no model: it must be a subclass of flax.nnx.Module"),
-        ({"name": "outside:Litle"}, "has no 'Litle'; the nearest: Little"),
+        ({"name": "outside:Litle"}, "has no 'Litle'; the nearest is Little"),
         ({"name": "cnn9"}, "it must be one of "),
-        ({"name": "vgg_lik"}, "the nearest: vgg_like"),
+        ({"name": "vgg_lik"}, "the nearest is vgg_like"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_said_in_one_line(model, said):

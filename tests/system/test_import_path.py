@@ -32,7 +32,7 @@ def test_modules_in_the_current_folder_are_found(package):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("package_of_a_test.good:anwser", "module 'package_of_a_test.good' has no 'anwser'; the nearest: answer"),
+        ("package_of_a_test.good:anwser", "module 'package_of_a_test.good' has no 'anwser'; the nearest is answer"),
         ("package_of_a_test.god:answer", "but there is no module 'package_of_a_test.god'; install its package"),
         ("package_of_another:answer", "but there is no module 'package_of_another'; install its package"),
         ("package_of_a_test.needy:x", "Error: No module named 'nothing_of_that_name' ({}needy.py:2)"),
@@ -56,7 +56,7 @@ def test_a_mistake_is_one_line_with_the_place(package, path, said):
 def test_an_unknown_name_is_told_with_the_nearest():
     error = import_path.unknown("config.x", "adamm", ("sgd", "adam", "adamw"))
     assert "must be one of sgd, adam, adamw, or an import path" in str(error)
-    assert str(error).endswith("the nearest: adam, adamw.")
+    assert str(error).endswith("the nearest are adam, adamw.")
     assert "nearest" not in str(import_path.unknown("config.x", "qqq", ("sgd",)))
 
 

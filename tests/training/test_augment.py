@@ -193,7 +193,7 @@ def test_every_image_has_a_key_of_its_own(images):
         ("outside:takes_an_image_alone", "takes 1 arguments by their place, and is given 2"),
         ("outside:fails_on_images", r"fails: TypeError: .*outside\.py:\d+\)"),
         ("outside:A_NUMBER", "is no function"),
-        ("outside:nosie", "the nearest: noise"),
+        ("outside:nosie", "the nearest is noise"),
         ("flip", r"an import path is package\.module:Name"),
     ],
 )

@@ -346,9 +346,13 @@ def test_another_number_of_features_is_told(make_config, cache, tmp_path):
             "image_size is 31; it must be at least 32",
         ),
         ("configs/transfer.py:vgg19", {"features__preprocessing": "x"}, "one of imagenet, rescaled_twice"),
-        ("configs/transfer.py:resnet", {}, "there are efficientnet_lite0, vgg19, and the same with -bug"),
-        ("configs/transfer.py:vgg19-slow", {}, "there is no net 'vgg19-slow'"),
-        ("configs/transfer.py", {}, "there is no net ''"),
+        (
+            "configs/transfer.py:resnet",
+            {},
+            "there are efficientnet_lite0, efficientnet_lite0-bug, vgg19, vgg19-bug",
+        ),
+        ("configs/transfer.py:vgg19-slow", {}, "there is no argument 'vgg19-slow'"),
+        ("configs/transfer.py", {}, "needs an argument, as in transfer:efficientnet_lite0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(make_config, spec, overrides, message):
