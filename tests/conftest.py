@@ -14,8 +14,17 @@ from fmbench import entries
 REPOSITORY = Path(__file__).parents[1]
 
 jax.config.update("jax_num_cpu_devices", 8)
+# The suite's programs take seconds to compile and run for milliseconds. Processes that tests start, as users do,
+# compile with all optimisations.
+jax.config.update("jax_disable_most_optimizations", True)
 # Shells start jobs in the background with it ignored, which tests of Ctrl-C would wait for in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    """Keeps compiled programs: the suite shares them, its next run finds them, and `--cache-clear` drops them."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def test_modules_in_the_current_folder_are_found(package):
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("package_of_a_test.good:anwser", "module 'package_of_a_test.good' has no 'anwser'; the nearest is answer"),
+        ("package_of_a_test.good:anwser", "'package_of_a_test.good' has no 'anwser'; the nearest is answer"),
         ("package_of_a_test.god:answer", "but there is no module 'package_of_a_test.god'; install its package"),
         ("package_of_another:answer", "but there is no module 'package_of_another'; install its package"),
         ("package_of_a_test.needy:x", "Error: No module named 'nothing_of_that_name' ({}needy.py:2)"),

@@ -43,6 +43,13 @@ def test_only_the_watched_split_is_evaluated_in_each_epoch(make_config, tmp_path
         assert record.history[-1].test_accuracy == record.test_accuracy
 
 
+def test_another_seed_is_another_run(make_config, tmp_path):
+    configs = [make_config("configs/mlp.py", batch_size=240, num_epochs=1, seed=seed) for seed in (0, 1)]
+    first, second = (run(config, tmp_path / str(config.seed)) for config in configs)
+    assert (first.name[:-1], first.name[-1], second.name[-1]) == (second.name[:-1], "0", "1")
+    assert first.history[0].train_loss != second.history[0].train_loss
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(make_config, tmp_path):
     config = make_config("configs/cnn1.py", batch_size=40, num_epochs=2, dtype="bfloat16", data__split="all")
     record = run(config, tmp_path)
