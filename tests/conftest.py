@@ -28,6 +28,13 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
+@pytest.fixture
+def strict_dtypes():
+    """Makes an error of what JAX would convert by itself. (optax's updates need that, so training has it.)"""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def make_config():
     """A config by its file and overrides, as the command line would make it, on the sample."""

@@ -93,8 +93,8 @@ def _batch_norm(
     """Normalised x, in its dtype, and the batch's mean and variance, float32."""
     mean, mean_square = _batch_means((x, jnp.square(_float32(x))), axis_name)
     variance = jnp.maximum(mean_square - jnp.square(mean), 0)
-    factor = _once_per_channel(jax.lax.rsqrt(variance + epsilon) * scale)
-    y = (x - mean) * factor + bias
+    factor = _once_per_channel(jax.lax.rsqrt(variance + epsilon) * _float32(scale))
+    y = (_float32(x) - mean) * factor + _float32(bias)
     return (nnx.relu(y) if relu else y).astype(x.dtype), mean, variance
 
 
@@ -105,18 +105,18 @@ def _batch_norm_jvp(epsilon, axis_name, relu, arrays, tangents):
     params = {"epsilon": epsilon, "axis_name": axis_name, "relu": relu}
     y_tangent = _linear_batch_norm(tangents, (x, scale, y, mean, variance), **params)
     x_tangent = _float32(tangents[0])
-    mean_tangent, product = _batch_means((x_tangent, x_tangent * (x - mean)), axis_name)
+    mean_tangent, product = _batch_means((x_tangent, x_tangent * (_float32(x) - mean)), axis_name)
     return (y, mean, variance), (y_tangent, mean_tangent, jnp.where(variance > 0, 2 * product, 0))
 
 
 def _batch_norm_tangent(tangents, residuals, *, epsilon, axis_name, relu):
     x, scale, y, mean, variance = residuals
     x_tangent, scale_tangent, bias_tangent = map(_float32, tangents)
-    deviation = x - mean
+    deviation = _float32(x) - mean
     rescale = jax.lax.rsqrt(variance + epsilon)
     mean_tangent, mean_product = _batch_means((x_tangent, x_tangent * deviation), axis_name)
     slope = _slope(rescale, mean_product, variance)
-    tangent = scale * rescale * (x_tangent - mean_tangent - deviation * slope)
+    tangent = _float32(scale) * rescale * (x_tangent - mean_tangent - deviation * slope)
     tangent += deviation * (rescale * scale_tangent) + bias_tangent
     return (jnp.where(y > 0, tangent, 0) if relu else tangent).astype(y.dtype)
 
@@ -126,10 +126,10 @@ def _batch_norm_grad(grad, residuals, *, epsilon, axis_name, relu):
     grad = _float32(grad)
     if relu:
         grad = jnp.where(y > 0, grad, 0)
-    deviation = x - mean
+    deviation = _float32(x) - mean
     rescale = jax.lax.rsqrt(variance + epsilon)
     mean_grad, mean_product = _batch_means((grad, grad * deviation), axis_name)
-    factor, slope = _once_per_channel((scale * rescale, _slope(rescale, mean_product, variance)))
+    factor, slope = _once_per_channel((_float32(scale) * rescale, _slope(rescale, mean_product, variance)))
     x_grad = factor * (grad - mean_grad - deviation * slope)
     # Parameters get the gradient of their own part of the batch, as all others do.
     examples = x.size // x.shape[-1]

@@ -123,7 +123,7 @@ def affine(
     matrix = (rotate[:, :, None] * shears[None]).sum(axis=1) * zoom
     offset = (rotate * shift).sum(axis=1)
     centre = (SIDE - 1) / 2
-    rows, columns = jnp.mgrid[:SIDE, :SIDE] - centre
+    rows, columns = jnp.mgrid[:SIDE, :SIDE].astype(jnp.float32) - centre
     coordinates = [m[0] * rows + m[1] * columns + o + centre for m, o in zip(matrix, offset, strict=True)]
     return jax.scipy.ndimage.map_coordinates(image, coordinates, order=1, mode="nearest")
 
@@ -186,6 +186,6 @@ def _random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax
 
 def _rectangle(top: jax.Array, left: jax.Array, bottom: jax.Array, right: jax.Array) -> jax.Array:
     """Which pixels lie in top <= row < bottom, left <= column < right: bool (28, 28)."""
-    places = jnp.arange(SIDE)
+    places = jnp.arange(SIDE, dtype=top.dtype)
     rows, columns = (places >= top) & (places < bottom), (places >= left) & (places < right)
     return rows[:, None] & columns[None, :]

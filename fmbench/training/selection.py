@@ -10,6 +10,8 @@ References:
     with epochs that visit all.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -55,7 +57,7 @@ def order(key: jax.Array, rows: jax.Array, losses: jax.Array, *, size: int, easy
     """
     keep_key, order_key = jax.random.split(key)
     num_rows = len(rows)
-    is_easy = losses.argsort().argsort() < easy * num_rows
+    is_easy = losses.argsort().argsort() < math.ceil(easy * num_rows)
     stays = ~is_easy | (jax.random.uniform(keep_key, (num_rows,)) < keep)
     rounds = jnp.arange(2.0)[:, None] + jax.random.uniform(order_key, (2, num_rows))
     places = jnp.where(stays, rounds, jnp.inf).ravel().argsort()[:size]

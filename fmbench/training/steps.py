@@ -139,13 +139,13 @@ def eval_step(
     logits = model(images).astype(jnp.float32)
     label, mask = batch["label"], batch["mask"]
     predictions = logits.argmax(axis=-1)
-    correct = mask * (predictions == label)
+    correct = jnp.where(predictions == label, mask, 0)
     top5 = jax.lax.top_k(logits, 5)[1]
     classes = jax.nn.one_hot(label, 10)
     sums = {
         "loss": jnp.sum(mask * optax.softmax_cross_entropy_with_integer_labels(logits, label)),
         "correct": jnp.sum(correct),
-        "correct_top5": jnp.sum(mask * (top5 == label[:, None]).any(axis=-1)),
+        "correct_top5": jnp.sum(jnp.where((top5 == label[:, None]).any(axis=-1), mask, 0)),
         "class_correct": correct @ classes,
         "class_count": mask @ classes,
     }

@@ -10,6 +10,8 @@ from fmbench.layers import BatchNorm, Conv, Dropout, max_pool
 from fmbench.models import split_model
 from fmbench.training import parallel
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 def stock_max_pool(x, size):
     return nnx.max_pool(x, (size, size), (size, size))

@@ -9,6 +9,8 @@ from flax import nnx
 
 from fmbench.models import activations
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 @pytest.fixture(scope="module")
 def images() -> jax.Array:

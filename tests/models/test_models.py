@@ -17,6 +17,8 @@ from fmbench.models.vgg import VGGLike
 from fmbench.models.wide_resnet import WideBlock
 from fmbench.training.steps import count
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 # name, arguments -> parameters with running statistics (as Keras counts), and trainable ones.
 SIZES = {
     ("mlp", ()): (384_854, 384_854),

@@ -11,6 +11,8 @@ from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.training import augment
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 KEYS = jax.random.split(jax.random.key(0), 200)
 
 
@@ -125,7 +127,7 @@ def test_random_erasing_fills_rectangles_of_the_stated_sizes():
 def test_mixup_weights_images_and_says_the_share(images):
     partners = images[::-1].astype(np.float32)
     mixed, share = augment.mix(KEYS, images.astype(np.float32), partners, settings(mixup=0.4))
-    expected = share[:, None, None] * images + (1 - share[:, None, None]) * partners
+    expected = share[:, None, None] * images.astype(np.float32) + (1 - share[:, None, None]) * partners
     np.testing.assert_allclose(mixed, expected, atol=1e-3)
     assert abs(share.mean() - 0.5) < 0.08
     np.testing.assert_allclose(share.var(), 1 / (4 * (2 * 0.4 + 1)), rtol=0.15)  # of Beta(0.4, 0.4)

@@ -8,6 +8,8 @@ import pytest
 from fmbench.errors import UserError
 from fmbench.training import input_pipeline, parallel, selection
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 ROWS = np.arange(1000, 3000, dtype=np.int32)
 LOSSES = np.random.default_rng(0).permutation(2000).astype(np.float32)  # ROWS[LOSSES < 800] are the easy 40 %
 

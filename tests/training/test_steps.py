@@ -151,7 +151,7 @@ def test_steps_per_call_is_one_on_cpus_and_never_more_than_an_epoch(make_config)
 
 
 @pytest.mark.parametrize(("num_devices", "mode"), [(1, "jit"), (8, "jit"), (8, "pmap")])
-def test_evaluation_is_exact_on_a_size_that_does_not_divide(num_devices, mode):
+def test_evaluation_is_exact_on_a_size_that_does_not_divide(strict_dtypes, num_devices, mode):
     """A fake model whose every answer is known: it says the label that is written into the first pixel."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 203).astype(np.uint8)
