@@ -301,6 +301,19 @@ def check(config: config_dict.ConfigDict) -> None:
             raise UserError(f"config.{key} is {flat[key]}; it must be at least {least}.")
     _check_augment("augment", config.augment.to_dict())
     _check_selection(config.selection.to_dict())
+    _check_stages(config)
+    if flat["seed"] >= 2**32:
+        raise UserError(f"config.seed is {flat['seed']}; it must be below 2**32.")
+    for key in ("label_smoothing", "ema_decay"):
+        if flat[key] >= 1:
+            raise UserError(f"config.{key} is {flat[key]}; it must be below 1.")
+    if flat["early_stopping_patience"] and (flat["watch"], flat["data.split"]) == ("none", "all"):
+        raise UserError("config.early_stopping_patience needs config.watch='validation'.")
+    _check_features(config)
+
+
+def _check_stages(config: config_dict.ConfigDict) -> None:
+    """Refuses stages that the run cannot have."""
     for name, one in config.stages.items():
         _check_augment(f"stages.{name}.augment", one.augment.to_dict())
         for field, least in (("num_epochs", 1), ("learning_rate", 0)):
@@ -315,15 +328,12 @@ def check(config: config_dict.ConfigDict) -> None:
             )
         if any(config.augment.values()):
             raise UserError("config.augment is for runs without stages; set config.stages.<name>.augment.")
-    if flat["seed"] >= 2**32:
-        raise UserError(f"config.seed is {flat['seed']}; it must be below 2**32.")
-    for key in ("label_smoothing", "ema_decay"):
-        if flat[key] >= 1:
-            raise UserError(f"config.{key} is {flat[key]}; it must be below 1.")
-    if flat["early_stopping_patience"] and (flat["watch"], flat["data.split"]) == ("none", "all"):
-        raise UserError("config.early_stopping_patience needs config.watch='validation'.")
+
+
+def _check_features(config: config_dict.ConfigDict) -> None:
+    """Refuses a frozen net's features where something else doesn't go with them."""
     uses_features = bool(config.features.backbone)
-    if not (flat["data.normalization"] == "none") == (flat["model.name"] == "transfer_head") == uses_features:
+    if not (config.data.normalization == "none") == (config.model.name == "transfer_head") == uses_features:
         raise UserError(
             "config.features.backbone, config.model.name='transfer_head' and config.data.normalization='none' "
             "go together; start from configs/transfer.py."

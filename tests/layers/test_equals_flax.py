@@ -22,6 +22,7 @@ many = settings(few, max_examples=150)
 in_onednn = pytest.mark.skipif(
     onednn.library() is None, reason=f"{onednn.PACKAGE} is not installed or cannot be loaded here"
 )
+XLA_CUTS = jax.__version_info__ >= (0, 12)  # by negative padding, in gradients of convolutions, too
 TOLERANCE: dict[Any, float] = {"float64": 1e-11, "float32": 3e-5, "float16": 1e-2, "bfloat16": 5e-2}
 
 
@@ -133,7 +134,8 @@ def convolutions(draw):
         st.sampled_from(
             [
                 *("SAME", "VALID", "SAME_LOWER", "same", "CIRCULAR", "REFLECT", "CAUSAL", "NONE"),
-                *(1, each(0, 1), pairs, [(-1, 1)] * rank),
+                *(1, each(0, 1), pairs),
+                *([[(-1, 1)] * rank] if XLA_CUTS else []),
             ]
         )
     )
@@ -316,7 +318,9 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
-def test_convolution(case):
+def test_convolution(case, request):
+    if "negative padding" in request.node.name and not XLA_CUTS:
+        pytest.skip("before jax 0.12 XLA's gradient of a convolution with negative padding is arbitrary memory")
     case.check()
 
 
