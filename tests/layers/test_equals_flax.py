@@ -15,7 +15,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmbench.layers import BatchNorm, Conv, Dropout, convolution, max_pool, onednn
 
-
 few = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 many = settings(few, max_examples=150)
 in_onednn = pytest.mark.skipif(
