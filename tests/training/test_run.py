@@ -4,7 +4,7 @@ import pytest
 
 from fmbench import config as config_lib
 from fmbench.records import schema
-from fmbench.training.record import time_to_target
+from fmbench.training.record import Diary, time_to_target
 from fmbench.training.run import train_and_evaluate
 
 
@@ -91,3 +91,10 @@ def test_time_to_target_is_training_time_to_the_first_epoch_that_reaches_it(watc
 
 def test_time_to_target_without_a_watched_split_is_always_a_miss():
     assert set(time_to_target(epochs([None]), None).values()) == {None}
+
+
+def test_patience_counts_from_the_best_epoch():
+    accuracies = [0.5, 0.7, 0.7, 0.6]
+    diaries = [Diary([{"val_accuracy": a} for a in accuracies[:n]]) for n in range(5)]
+    assert [diary.is_stuck(patience=2) for diary in diaries] == [False, False, False, False, True]
+    assert not any(diary.is_stuck(patience=0) for diary in diaries)
