@@ -46,7 +46,9 @@ class FmbenchItself:
         parallel.check_batch_size("eval_batch_size", self.config.eval_batch_size, self.mesh)
         self.data = make_data(job, self.config, self.mesh)
         self.tx, _ = make_optimizer(self.config, self.data.steps_per_epoch)
-        self.graphdef, state = steps.init_state(self.config, self.tx, self.mesh, self.data.num_train)
+        self.graphdef, state = steps.init_state(
+            self.config, self.tx, self.mesh, self.data.seed, self.data.num_train
+        )
         weights = job.load_weights()
         if weights is not None:
             params, model_state = from_canonical((state.params, state.model_state), weights)
@@ -57,7 +59,7 @@ class FmbenchItself:
             )
         self.state = state
         self.steps_done = 0
-        self.batches_seen = 0
+        self.calls_done = 0
         self.name = f"fmbench {fmbench.__version__}, JAX {jax.__version__}"
         self.versions = {module.__name__: module.__version__ for module in (jax, jaxlib, flax, optax)}
         self.num_trainable_params = steps.count(state.params)
@@ -74,7 +76,7 @@ class FmbenchItself:
 
     def compile(self) -> float:
         steps_per_call = steps.choose_steps_per_call(self.config, self.data.steps_per_epoch)
-        (self.train_programs, *_), self.eval_program = steps.compile_programs(
+        (self.train_programs, *_), self.eval_programs = steps.compile_programs(
             self.config, self.mesh, self.data, self.graphdef, self.tx, self.state, steps_per_call
         )
         return self.train_programs[steps_per_call].count_flops() / self.config.batch_size
@@ -93,9 +95,11 @@ class FmbenchItself:
 
     def infer_step(self) -> tuple[int, Any]:
         batches = self.data.eval_batches["test"]
-        batch = batches[self.batches_seen % len(batches)]
-        self.batches_seen += 1
-        return self.config.eval_batch_size, self.eval_program.run(self.state.params, self.state.model_state, batch)
+        batch = batches[self.calls_done % len(batches)]
+        self.calls_done += 1
+        size = len(batch["label"])
+        results = self.eval_programs[size].run(self.state.params, self.state.model_state, batch)
+        return size * self.config.eval_batch_size, results
 
     def wait(self, started: Any) -> None:
         jax.block_until_ready(started)
@@ -131,7 +135,9 @@ def make_data(job: protocol.Job, config: config_dict.ConfigDict, mesh: jax.shard
         (
             input_pipeline.device_rows(images, labels),
             np.arange(len(images), dtype=np.int32),
-            input_pipeline.padded_batches(images[inferred], labels[inferred], config.eval_batch_size),
+            input_pipeline.eval_calls(
+                images[inferred], labels[inferred], config.eval_batch_size, config.steps_per_call
+            ),
             np.uint32(config.seed),
         ),
         mesh,
@@ -175,7 +181,7 @@ def from_canonical(states: tuple[Any, ...], weights: dict[str, np.ndarray]) -> t
 def write_weights(spec: str, out: str) -> None:
     """Writes the initial values of seed 0."""
     config = entries.resolve(spec, {})
-    _, state = steps.init_state(config, optax.identity(), parallel.make_mesh())
+    _, state = steps.init_state(config, optax.identity(), parallel.make_mesh(), np.uint32(config.seed))
     np.savez(out, **to_canonical(state.params, state.model_state))
 
 

@@ -1,5 +1,6 @@
 """fmbench from Python, under the names of `import fmbench`: train an entry, read records, use a trained model."""
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fmbench.records import machine, schema, store
 from fmbench.records.schema import RunRecord
 from fmbench.system import runtime
 from fmbench.training import inference
-from fmbench.training.run import train_and_evaluate
+from fmbench.training.run import train_seeds
 
 
 def train(
@@ -48,7 +49,7 @@ def train(
         UserError: If something that was given cannot be used.
         KeyboardInterrupt: If the run was stopped.
     """
-    record = run(
+    (record,) = run(
         entries.resolve(config, overrides), Path(workdir) if workdir else None, Path(results_dir), force=force
     )
     if record.status == "interrupted":
@@ -57,15 +58,27 @@ def train(
 
 
 def run(
-    config: config_dict.ConfigDict, workdir: Path | None, results_dir: Path, *, force: bool = False
-) -> RunRecord:
-    """Trains a config from `entries.resolve`; `workdir` is by default one with the name of the record."""
+    config: config_dict.ConfigDict,
+    workdir: Path | None,
+    results_dir: Path,
+    *,
+    seeds: Sequence[int] = (),
+    force: bool = False,
+) -> list[RunRecord]:
+    """Trains a config from `entries.resolve`, with its own seed or several in one program: a record for each.
+
+    `workdir` is by default one with the name of the record, of the first seed and how many others.
+    """
     logging.set_verbosity(logging.ERROR)  # Orbax has much to say
     runtime.set_up()
-    name = schema.record_name(config.entry, machine.environment(), config.dtype, config.seed)
+    seeds = seeds or (config.seed,)
+    name = schema.record_name(config.entry, machine.environment(), config.dtype, seeds[0])
+    if len(seeds) > 1:
+        name += f"-with{'-'.join(map(str, seeds[1:]))}"
     if config.data.source in ("csv", "idx"):  # of which version is not known before they are read
         name += f"-{config.data.source}"
-    return train_and_evaluate(config, workdir or Path("workdirs") / name, results_dir=results_dir, force=force)
+    workdir = workdir or Path("workdirs") / name
+    return train_seeds(config, seeds, workdir, results_dir=results_dir, force=force)
 
 
 def read_records(results_dir: str | PathLike[str] = "results") -> list[RunRecord]:

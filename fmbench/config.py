@@ -31,7 +31,7 @@ def base_config() -> config_dict.ConfigDict:
     config.eval_batch_size = 1000  # likewise
     config.dtype = "float32"  # float32, bfloat16; of the computation: parameters are always float32
     config.parallel = "jit"  # jit, pmap: how the step is spread over the devices
-    config.steps_per_call = 0  # steps compiled into one call; 0: 1 on CPU, up to 100 on accelerators
+    config.steps_per_call = 0  # steps compiled into one call; 0: 1 on CPUs, an epoch on accelerators
     config.label_smoothing = 0.0  # the share of each label that goes to all classes alike
     config.ema_decay = 0.0  # evaluate an exponential moving average of the weights; 0: the last ones
     config.grad_clip_norm = 0.0  # global norm; 0: no clipping

@@ -118,7 +118,7 @@ def evaluate(
         dataset: Whose test set.
         batch_size: The run's, because the last bits of a sum may depend on it.
     """
-    batches = input_pipeline.padded_batches(dataset.test_images, dataset.test_labels, batch_size)
+    batches = input_pipeline.eval_calls(dataset.test_images, dataset.test_labels, batch_size, 1)
     progress = tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=None)
     logits = np.concatenate(
         [inference.logits(model, description, batch["image"].reshape(-1, 28, 28)) for batch in progress]

@@ -11,6 +11,7 @@ Stopped by Ctrl-C or SIGTERM, a run saves a checkpoint; the same command goes on
 2 something given cannot be used, 3 the loss diverged, 130 interrupted.
 """
 
+import argparse
 import shutil
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from pathlib import Path
 from ml_collections import config_dict
 
 from fmbench import config, entries
+from fmbench.errors import UserError
 from fmbench.system import command_line
 
 # What takes JAX is imported in the functions: help, and the answer to a mistake, should not wait for it.
@@ -44,25 +46,47 @@ def main() -> None:
     parser.add_argument(
         "--force", action="store_true", help="start anew, throwing away what the work directory holds"
     )
+    parser.add_argument(
+        "--seeds",
+        type=_seeds,
+        default=(),
+        metavar="A,B",
+        help="train these seeds at once, in one program (accelerators)",
+    )
     with command_line.plain_errors("main"):
         arguments, words = parser.parse_known_args()
         overrides, stray = entries.split(words)
         if stray:
             parser.refuse(stray[0])
+        if arguments.seeds and "seed" in overrides:
+            raise UserError("--seeds and --config.seed both say which seed; give one of them.")
         run_config = entries.resolve(arguments.config or "", overrides)
         if arguments.summary:
             print_summary(run_config)
             return
         from fmbench import api
 
-        record = api.run(run_config, arguments.workdir, arguments.results_dir, force=arguments.force)
-    sys.exit({"completed": 0, "diverged": 3, "interrupted": 130}[record.status])
+        records = api.run(
+            run_config, arguments.workdir, arguments.results_dir, seeds=arguments.seeds, force=arguments.force
+        )
+    sys.exit(max({"completed": 0, "diverged": 3, "interrupted": 130}[record.status] for record in records))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """'0,1,2' -> (0, 1, 2)."""
+    words = text.split(",")
+    if not all(word.isascii() and word.isdigit() and int(word) < 2**32 for word in words):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of seeds like 0,1,2, each from 0 to 2**32 - 1")
+    if len({*map(int, words)}) < len(words):
+        raise argparse.ArgumentTypeError(f"'{text}' names a seed twice")
+    return tuple(map(int, words))
 
 
 def print_summary(run_config: config_dict.ConfigDict) -> None:
     """Prints the model's table of layers, shapes, parameters and FLOPs of one image's forward pass."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
     import optax
     from flax import nnx
 
@@ -71,7 +95,7 @@ def print_summary(run_config: config_dict.ConfigDict) -> None:
     # Over two CPU devices convolutions stay in XLA, which counts their FLOPs; in oneDNN it cannot.
     jax.config.update("jax_num_cpu_devices", 2)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    graphdef, state = steps.init_state(run_config, optax.identity(), mesh)
+    graphdef, state = steps.init_state(run_config, optax.identity(), mesh, np.uint32(run_config.seed))
     model = nnx.merge(graphdef, state.params, state.model_state)
     terminal = sys.stdout.isatty()
     console = {"force_terminal": terminal} if terminal else {"force_terminal": False, "width": 160}

@@ -20,7 +20,9 @@ def main() -> None:
     with command_line.plain_errors("pareto"):
         with command_line.needs_extra("figures"):
             from fmbench.pages import drawing, pareto
-        conditions = leaderboard.entries_by_condition(store.read_all(arguments.results_dir))
+        records = store.read_all(arguments.results_dir)
+        alone = {path: record for path, record in records.items() if not record.trained_with}
+        conditions = leaderboard.entries_by_condition(alone)
         if not conditions:
             raise UserError(f"{arguments.results_dir} has no records of completed runs to draw.")
         num_entries: Counter[str] = Counter()

@@ -60,20 +60,20 @@ def test_the_default_work_directory_has_the_records_name(here, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     seen: list[Any] = []
 
-    def train_and_evaluate(*arguments, **settings):
+    def train_seeds(*arguments, **settings):
         seen.append((arguments, settings))
-        return here
+        return [here]
 
-    monkeypatch.setattr(api, "train_and_evaluate", train_and_evaluate)
+    monkeypatch.setattr(api, "train_seeds", train_seeds)
     fmbench.train("mlp", results_dir="elsewhere", force=True, **QUICK)
-    ((config, workdir), settings) = seen.pop()
-    assert str(workdir) == f"workdirs/{config.entry}-cpu-x8-float32-seed0"
+    ((config, seeds, workdir), settings) = seen.pop()
+    assert (seeds, str(workdir)) == ((0,), f"workdirs/{config.entry}-cpu-x8-float32-seed0")
     assert (str(settings["results_dir"]), settings["force"]) == ("elsewhere", True)
 
 
 def test_the_examples_of_the_docstrings_run(here, monkeypatch):
     images = fashion_mnist.load("sample").test_images
-    monkeypatch.setattr(api, "train_and_evaluate", lambda config, *a, **k: here)
+    monkeypatch.setattr(api, "train_seeds", lambda *a, **k: [here])
     ran = []
     for function in (fmbench, fmbench.train, fmbench.read_records, fmbench.load_model):
         code = example(function)
@@ -150,7 +150,7 @@ def test_a_record_without_an_entry_is_not_valid(here):
 
 def test_an_interrupted_run_is_an_interrupt(here, monkeypatch):
     stopped = here.model_copy(update={"status": "interrupted"})
-    monkeypatch.setattr(api, "train_and_evaluate", lambda *a, **k: stopped)
+    monkeypatch.setattr(api, "train_seeds", lambda *a, **k: [stopped])
     with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
         fmbench.train("mlp", workdir="elsewhere", **QUICK)
 

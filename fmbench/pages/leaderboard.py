@@ -30,7 +30,8 @@ Rows that a paired test on the test images cannot tell apart (McNemar, p ≥ 0.0
 over seeds: training steps only; core-seconds are processor time, which a busy machine does not stretch. Time to
 a target is training time until the watched split first reached it at the end of an epoch; "miss" says that it
 never did, "-" that nothing was watched. Compile time is a cold compile's, or "cached". Transfer entries show
-parameters and times of the trained head alone, without the frozen net's.
+parameters and times of the trained head alone, without the frozen net's. Where n seeds were trained at once, in
+one program, times are those of all n together, images per second those of one.
 """
 
 OTHER_DATA_PAGE = "other_data.md"
@@ -47,6 +48,7 @@ class Condition(NamedTuple):
     device: str
     num_devices: int
     dtype: str
+    trained_with: int = 0  # other seeds in the same program
 
     @property
     def title(self) -> str:
@@ -55,7 +57,8 @@ class Condition(NamedTuple):
             data = f"old data (withdrawn {proof.STANDARD})"
         elif proof.is_unproven(self.data_version):
             data = f"other data, {self.data_version}"
-        return f"{self.num_devices} x {self.device}, {self.dtype}, {data}"
+        together = f", {self.trained_with + 1} seeds at once" if self.trained_with else ""
+        return f"{self.num_devices} x {self.device}, {self.dtype}, {data}{together}"
 
 
 class Row(NamedTuple):
@@ -136,7 +139,7 @@ def condition_of(record: RunRecord) -> Condition:
     device = environment.device_kind
     if environment.device_platform == "cpu":
         device += f" ({environment.cpu_cores} {'core' if environment.cpu_cores == 1 else 'cores'})"
-    return Condition(record.data_version, device, environment.num_devices, record.dtype)
+    return Condition(record.data_version, device, environment.num_devices, record.dtype, record.trained_with)
 
 
 def entries_by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list[dict[Path, RunRecord]]]:

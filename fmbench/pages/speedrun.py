@@ -48,7 +48,8 @@ A record "holds" if its mean is at or above the target over at least {SEEDS_NEED
 mean ± sample standard deviation over the seeds; the interval is Student's, 95 %, for the mean over seeds. Times
 are medians over the seeds (and their range) of the training steps alone, without set-up, compilation, evaluation
 and checkpoints; core-seconds are processor time, which a busy machine does not stretch. Compile time is a cold
-compile's, or "cached". PFLOP are the FLOPs of an image, as XLA counts them, times the images trained on. Lines
+compile's, or "cached". Where n seeds were trained at once, in one program, times are those of all n together, and
+the README leaves them out. PFLOP are the FLOPs of an image, as XLA counts them, times the images trained on. Lines
 stand in the order of targets and core-seconds.
 """
 
@@ -104,15 +105,17 @@ def render(results_dir: Path, records: dict[Path, RunRecord], measurements: Meas
     page.append(HOW_TO_READ)
     summary = []
     conditions = leaderboard.entries_by_condition(records)
-    completed = [run for entries in conditions.values() for runs in entries for run in runs.values()]
+    completed = [
+        run for entries in conditions.values() for runs in entries for run in runs.values() if not run.trained_with
+    ]
     way = vgg_like_way(completed)
     for condition, entries in conditions.items():
         groups = [list(runs.values()) for runs in entries]
         lines = lines_of(groups)
         if lines:
+            page += [f"## {condition.title}", _records_table(lines)]
+        if lines and not condition.trained_with:
             page += [
-                f"## {condition.title}",
-                _records_table(lines),
                 "### Goals",
                 _goals_table(lines, [runs for runs in groups if VGG_LIKE.fullmatch(runs[0].entry)], way),
             ]

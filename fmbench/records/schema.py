@@ -51,6 +51,7 @@ class Epoch(_Strict):
     train_seconds: Seconds  # of this epoch alone
     train_core_seconds: Seconds
     train_images_per_sec: float
+    gap_seconds: Seconds | None = None  # from the last step of the epoch before to the first of this one
     val_loss: float | None = None
     val_accuracy: Fraction | None = None
     test_loss: float | None = None  # only where the config watches the test set
@@ -82,6 +83,7 @@ class RunRecord(_Strict):
     seed: Count
     dtype: str
     parallel: str
+    trained_with: Count = 0  # other seeds in the same program: the times are those of all together
     steps_per_call: Count
     batch_size: Count
 
@@ -124,6 +126,7 @@ class RunRecord(_Strict):
     train_images_per_sec: float | None  # steady state: median over epochs
     eval_images_per_sec: float | None
     step_time_ms: float | None  # steady state
+    train_share: Fraction | None = None  # of the wall time, in training steps
     peak_memory_bytes: Count
     time_to_target: dict[str, Seconds | None]  # "94" -> train seconds to 94 % on the watched split
 
@@ -159,6 +162,7 @@ class RunRecord(_Strict):
     def name(self) -> str:
         """File name without ending; a run on old or other data never takes that of one on the standard data."""
         name = record_name(self.entry, self.environment, self.dtype, self.seed)
+        name += f"-with{self.trained_with}" if self.trained_with else ""
         has_suffix = self.data_version == proof.OLD or proof.is_unproven(self.data_version)
         return f"{name}-{self.data_version}" if has_suffix else name
 

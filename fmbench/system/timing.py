@@ -15,6 +15,7 @@ class Lap:
 
     seconds: float = 0.0
     core_seconds: float = 0.0
+    gap: float = 0.0  # seconds from the end of the block of the same name before it; 0 for the first of a process
 
 
 class Stopwatch:
@@ -27,6 +28,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
         self.core_seconds: Counter[str] = Counter()
+        self._ended: dict[str, float] = {}
         self.first_step: float | None = None  # seconds from the start of this process to its first step's end
 
     @contextlib.contextmanager
@@ -34,10 +36,12 @@ class Stopwatch:
         """Times a `with` block. Whoever starts device work in it waits for it in it."""
         lap = Lap()
         start, core_start = time.perf_counter(), time.process_time()
+        lap.gap = start - self._ended.get(name, start)
         try:
             yield lap
         finally:
-            lap.seconds = time.perf_counter() - start
+            self._ended[name] = time.perf_counter()
+            lap.seconds = self._ended[name] - start
             lap.core_seconds = time.process_time() - core_start
             self.add({name: lap.seconds}, {name: lap.core_seconds})
 

@@ -1,5 +1,6 @@
 """Saving and restoring a run, and exporting its final model, with Orbax v1."""
 
+import functools
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,21 +15,25 @@ class Checkpoints:
     """The checkpoints of a run, of which the latest is kept.
 
     Args:
-        directory: Created if absent.
+        directory: Created by the first save, if absent.
     """
 
     def __init__(self, directory: Path):
-        self._checkpointer = ocp.training.Checkpointer(
-            directory.resolve(),
+        self._directory = directory.resolve()
+        self._saving: Any = None
+
+    @functools.cached_property
+    def _checkpointer(self) -> ocp.training.Checkpointer:
+        return ocp.training.Checkpointer(
+            self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.LatestN(1),
             cleanup_tmp_directories=True,
         )
-        self._saving: Any = None
 
     def restore(self, state: State) -> tuple[State, dict[str, Any]] | None:
         """The latest checkpoint, laid out like `state`, and its progress; None if there is none."""
-        latest = self._checkpointer.latest
+        latest = self._checkpointer.latest if self._directory.exists() else None
         if latest is None:
             return None
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -27,8 +27,9 @@ class Data:
 
     train_rows: Batch  # all of the train file, validation too
     train_indices: jax.Array  # int32 (num_train,): the rows to train on
-    eval_batches: dict[str, list[Batch]]  # 'test' and perhaps 'validation'
-    seed: jax.Array  # uint32
+    # 'test' and perhaps 'validation', call by call: arrays (batches of the call, eval_batch_size, ...).
+    eval_batches: dict[str, list[Batch]]
+    seed: jax.Array  # uint32 (), or (n,) where n seeds train together; then so have the orders and losses below
     num_train: int
     num_validation: int
     num_test: int
@@ -48,7 +49,7 @@ class Data:
 
         Args:
             epoch: Counted from 0.
-            losses: Of the train rows, (n,), if there is a `selection`.
+            losses: Of the train rows, (num_rows,), if there is a `selection`.
         """
         size = self.steps_per_epoch * self.batch_size
         if losses is None or self.selection is None or epoch < self.selection["after_epochs"]:
@@ -57,8 +58,8 @@ class Data:
         return _hard_epoch_order(self.seed, np.int32(epoch), self.train_indices, losses, size, easy, keep)
 
 
-def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
-    """Loads, splits and places the data that the config asks for.
+def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) -> Data:
+    """Loads, splits and places the data that the config asks for; for its own seed, or for several.
 
     Raises:
         UserError: If the data can't be had or are the wrong ones, or the config's batch or watched split
@@ -94,10 +95,10 @@ def load(config: config_dict.ConfigDict, mesh: Mesh) -> Data:
             device_rows(train_images, dataset.train_labels),
             train,
             {
-                name: padded_batches(images, labels, config.eval_batch_size)
+                name: eval_calls(images, labels, config.eval_batch_size, config.steps_per_call)
                 for name, (images, labels) in eval_sets.items()
             },
-            np.uint32(config.seed),
+            np.array(seeds if len(seeds) > 1 else config.seed, np.uint32),
         ),
         mesh,
     )
@@ -138,25 +139,37 @@ def device_rows(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]
     return {"image": images.reshape(len(images), -1), "label": labels.astype(np.int32)}
 
 
-def padded_batches(images: np.ndarray, labels: np.ndarray, batch_size: int) -> list[dict]:
-    """All rows in batches of one size, the last filled up; mask float32 (batch_size,): 1 real, 0 filler."""
-    batches = []
-    for start in range(0, len(images), batch_size):
-        batch = device_rows(images[start : start + batch_size], labels[start : start + batch_size])
-        batch["mask"] = np.ones(len(batch["label"]), np.float32)
-        filler = batch_size - len(batch["label"])
-        batches.append(
-            {name: np.pad(array, [(0, filler)] + [(0, 0)] * (array.ndim - 1)) for name, array in batch.items()}
+def eval_calls(images: np.ndarray, labels: np.ndarray, batch_size: int, steps_per_call: int) -> list[dict]:
+    """All rows in batches of one size, the last filled up, and the batches of a call in one array.
+
+    Returns:
+        For each call what `device_rows` gives and mask, float32: 1 real, 0 filler; all (batches, batch_size, ...).
+    """
+    rows = device_rows(images, labels) | {"mask": np.ones(len(labels), np.float32)}
+    num_batches = -(-len(labels) // batch_size)
+    filler = num_batches * batch_size - len(labels)
+    batches = {
+        name: np.pad(array, [(0, filler)] + [(0, 0)] * (array.ndim - 1)).reshape(
+            num_batches, batch_size, *array.shape[1:]
         )
-    return batches
+        for name, array in rows.items()
+    }
+    size = num_batches if parallel.loops_on_devices(steps_per_call) else 1
+    return [
+        {name: array[start : start + size] for name, array in batches.items()}
+        for start in range(0, num_batches, size)
+    ]
 
 
 @functools.partial(jax.jit, static_argnames="size")
 def _epoch_order(seed: jax.Array, epoch: jax.Array, train_indices: jax.Array, size: int) -> jax.Array:
     # A fresh permutation every epoch, so that the examples of the partial batch that is cut off differ. It
     # depends on nothing but seed and epoch.
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
-    return jax.random.permutation(key, train_indices)[:size]
+    def order(seed: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+        return jax.random.permutation(key, train_indices)[:size]
+
+    return parallel.over_seeds(order, seed)(seed)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "easy", "keep"))
@@ -169,8 +182,11 @@ def _hard_epoch_order(
     easy: float,
     keep: float,
 ) -> jax.Array:
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
-    return selection.order(key, train_indices, losses.at[train_indices].get(), size=size, easy=easy, keep=keep)
+    def order(seed: jax.Array, losses: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+        return selection.order(key, train_indices, losses.at[train_indices].get(), size=size, easy=easy, keep=keep)
+
+    return parallel.over_seeds(order, seed)(seed, losses)
 
 
 def gather(rows: Mapping[str, jax.Array], indices: jax.Array) -> Batch:

@@ -28,6 +28,7 @@ class Diary:
         stages: The finished stages, as `records.schema.StageResult` has them.
         epoch: Sums over the steps of the present epoch.
         num_resumes: How often the run was taken up again.
+        diverged: Whether the loss is no finite number any more.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class Diary:
         stages: list[dict[str, Any]] | None = None,
         epoch: dict[str, float] | None = None,
         num_resumes: int = 0,
+        diverged: bool = False,
     ):
         self.history = history or []
         self.stages = stages or []
         self.epoch = epoch or _no_sums()
         self.num_resumes = num_resumes
+        self.diverged = diverged
 
     def to_json(self) -> dict[str, Any]:
         """The arguments that make this diary again."""
@@ -53,6 +56,7 @@ class Diary:
             self.epoch[name] += float(metrics[name].sum(dtype=np.float64))
         self.epoch["seconds"] += lap.seconds
         self.epoch["core_seconds"] += lap.core_seconds
+        self.epoch["gap_seconds"] += lap.gap
 
     def end_epoch(
         self, data: Data, step: int, learning_rate: float, evaluations: Mapping[str, Evaluation]
@@ -68,6 +72,7 @@ class Diary:
             "train_seconds": sums["seconds"],
             "train_core_seconds": sums["core_seconds"],
             "train_images_per_sec": sums["steps"] * data.batch_size / sums["seconds"],
+            "gap_seconds": sums["gap_seconds"],
         }
         if data.watched:
             evaluation = evaluations[data.watched]
@@ -203,4 +208,4 @@ def time_to_target(history: list[Epoch], watched: str | None) -> dict[str, float
 
 def _no_sums() -> dict[str, float]:
     """What an epoch adds up, step by step."""
-    return {"steps": 0, "loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "core_seconds": 0.0}
+    return {"steps": 0, "loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "core_seconds": 0.0, "gap_seconds": 0.0}

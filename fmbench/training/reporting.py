@@ -61,12 +61,13 @@ class MetricWriter:
     """Appends measurements to <workdir>/metrics.jsonl and <workdir>/tensorboard.
 
     Args:
-        workdir: The run's work directory.
+        workdir: The run's work directory; made if absent.
         first_step: Where the run resumes. Lines beyond it, written after the checkpoint and before a crash, are
             dropped: their steps come again.
     """
 
     def __init__(self, workdir: Path, first_step: int):
+        workdir.mkdir(exist_ok=True)
         path = workdir / "metrics.jsonl"
         kept = []
         if path.exists():

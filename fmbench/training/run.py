@@ -1,9 +1,10 @@
 """A whole run, top to bottom: set up, compile, restore, train, evaluate, export, record."""
 
+import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from ml_collections import config_dict
 
 from fmbench import config as config_lib
 from fmbench import layers
+from fmbench.errors import UserError
 from fmbench.models import exported
 from fmbench.records import store
 from fmbench.records.schema import RunRecord, Status
@@ -46,104 +48,150 @@ def train_and_evaluate(
     Raises:
         UserError: If something that was given cannot be used.
     """
+    (record,) = train_seeds(config, (config.seed,), directory, results_dir=results_dir, force=force)
+    return record
+
+
+def train_seeds(
+    config: config_dict.ConfigDict,
+    seeds: Sequence[int],
+    directory: Path,
+    *,
+    results_dir: Path,
+    force: bool = False,
+) -> list[RunRecord]:
+    """As `train_and_evaluate`, with a record for each seed; several train in one program, a step of all at a time.
+
+    Each of several has its metrics, model and copy of the record in <directory>/seed<k>, and learns what it would
+    learn alone, up to rounding. If the loss of one diverges, the others go on.
+    """
     store.check_writable(results_dir)
-    with (
-        workdir.claim(directory, config_lib.to_json(config), force=force),
-        stop_on_signals() as stop,
-    ):
-        if workdir.is_finished(directory):
-            print(f"{config.entry} seed {config.seed}: already finished in {directory}; --force trains it anew.")
+    if len(seeds) > 1 and config.early_stopping_patience:
+        raise UserError("config.early_stopping_patience stops seeds at different epochs; train them one by one.")
+    lanes = [
+        Lane(config.copy_and_resolve_references(), directory / f"seed{seed}" if len(seeds) > 1 else directory)
+        for seed in seeds
+    ]
+    for lane, seed in zip(lanes, seeds, strict=True):
+        with lane.config.unlocked():
+            lane.config.seed = seed
+    identity = config_lib.to_json(lanes[0].config) | ({"seeds": list(seeds)} if len(seeds) > 1 else {})
+    with workdir.claim(directory, identity, force=force), stop_on_signals() as stop:
+        if all(workdir.is_finished(lane.directory) for lane in lanes):
+            print(f"{_name(lanes)}: already finished in {directory}; --force trains it anew.")
         else:
-            record, predictions = _run(config, directory, stop)
-            store.write(record, predictions, directory / "record")
-        return store.publish(directory / "record", results_dir, data_dir=config.data.dir)
+            _run(lanes, directory, stop)
+        return [store.publish(lane.directory / "record", results_dir, data_dir=config.data.dir) for lane in lanes]
 
 
-def _run(
-    config: config_dict.ConfigDict, directory: Path, stop: StopRequest
-) -> tuple[RunRecord, np.ndarray | None]:
+@dataclasses.dataclass
+class Lane:
+    """One seed of a run, which mostly has no other."""
+
+    config: config_dict.ConfigDict  # with this seed
+    directory: Path
+    diary: Diary = dataclasses.field(default_factory=Diary)
+    evaluations: dict[str, Evaluation] = dataclasses.field(default_factory=dict)  # of the present state, by split
+
+
+def _run(lanes: list[Lane], directory: Path, stop: StopRequest) -> None:
+    """Trains all lanes, and leaves the record of each, with its predictions, in its directory."""
     began = time.perf_counter()
     stopwatch = Stopwatch()
-    plan, state = _prepare(config, directory, stopwatch)
-
-    # Restore. All randomness comes from the seed and the step: the state is all there is to a run.
-    with stopwatch("setup"):
-        checkpoints = Checkpoints(directory / "checkpoints")
-        state, diary = _restore(checkpoints, state, stopwatch)
-        began -= stopwatch.seconds["wall"]
-        step = int(state.step)
-        writer = MetricWriter(directory, step)
+    config = lanes[0].config  # but for the seed the others' too
+    checkpoints = Checkpoints(directory / "checkpoints")
+    plan, state = _prepare(lanes, directory, checkpoints, stopwatch)
+    began -= stopwatch.seconds["wall"]
+    step = int(state.step.max())
+    writers = [MetricWriter(lane.directory, step) for lane in lanes]
     display = Progress(num_steps=plan.num_steps, first_step=step, batch_size=config.batch_size)
-    display.line(_first_line(config, plan, state))
-    if diary.num_resumes:
+    display.line(_first_line(lanes, plan, state))
+    if lanes[0].diary.num_resumes:
         display.line(f"resumed from {directory} after step {step} of {plan.num_steps}")
 
     # Train.
-    status: Status = "completed"
-    evaluations: dict[str, Evaluation] = {}  # of the present state, by split
-    while step < plan.num_steps and not diary.is_stuck(config.early_stopping_patience):
-        stage = plan.stages[len(diary.stages)]
-        programs = plan.train_programs[len(diary.stages)]
+    is_interrupted = False
+    while step < plan.num_steps and not lanes[0].diary.is_stuck(config.early_stopping_patience):
+        stage = plan.stage_after(step)
+        programs = plan.train_programs[plan.stages.index(stage)]
         with stopwatch("train") as lap:
             state, metrics = _train_epoch(programs, state, step, plan.data, stop, display, stopwatch)
         step += len(metrics["loss"])
-        diary.add_steps(metrics, lap)
+        for lane in lanes:
+            lane.evaluations = {}
 
-        ends_epoch = diary.epoch["steps"] == plan.data.steps_per_epoch
-        ends_stage = ends_epoch and len(diary.history) + 1 == stage.last_epoch
+        ends_epoch = len(metrics["loss"]) > 0 and step % plan.data.steps_per_epoch == 0
+        ends_stage = ends_epoch and step == stage.last_epoch * plan.data.steps_per_epoch
         watched = [plan.data.watched] if plan.data.watched and ends_epoch else []
-        splits = plan.data.eval_batches if ends_stage else watched
-        evaluations = _evaluate(plan, state, splits, stopwatch)
-        if not math.isfinite(diary.epoch["loss"]) or not is_finite(evaluations):
-            status = "diverged"
+        _evaluate(plan, state, lanes, plan.data.eval_batches if ends_stage else watched, stopwatch)
+        for index, lane in enumerate(lanes):
+            lane.diary.add_steps({name: values[:, index] for name, values in metrics.items()}, lap)
+            if not math.isfinite(lane.diary.epoch["loss"]) or not is_finite(lane.evaluations):
+                lane.diary.diverged = True
+        going = [lane for lane in lanes if not lane.diary.diverged]
+        if not going:
             break
         if ends_epoch:
-            epoch = diary.end_epoch(plan.data, step, float(plan.schedule(step - 1)), evaluations)
-            writer.write(**epoch)
-            display.line(_epoch_line(epoch, config.num_epochs))
+            rate = float(plan.schedule(step - 1))
+            epochs = [lane.diary.end_epoch(plan.data, step, rate, lane.evaluations) for lane in going]
+            display.line(_epoch_line(epochs, config.num_epochs))
+            for lane, writer in zip(lanes, writers, strict=True):
+                if not lane.diary.diverged:
+                    writer.write(**lane.diary.history[-1])
         if ends_stage:
-            diary.end_stage(stage, evaluations)
-            if len(plan.stages) > 1:
-                display.line(f"{stage.name} ends: test accuracy {evaluations['test'].accuracy:.2%}")
+            for lane in going:
+                lane.diary.end_stage(stage, lane.evaluations)
+                if len(plan.stages) > 1:
+                    display.line(f"{stage.name} ends: test accuracy {lane.evaluations['test'].accuracy:.2%}")
 
         # Wait for the writing, so that it takes nothing from the next epoch's clock.
         with stopwatch("checkpoint"):
-            checkpoints.save(step, state, diary.to_json() | stopwatch.to_json(wall=time.perf_counter() - began))
+            progress = {"diaries": [lane.diary.to_json() for lane in lanes]}
+            checkpoints.save(step, state, progress | stopwatch.to_json(wall=time.perf_counter() - began))
             checkpoints.wait()
-        if stop.signum and step < plan.num_steps:
-            status = "interrupted"
+        is_interrupted = bool(stop.signum) and step < plan.num_steps
+        if is_interrupted:
             break
     display.close()
-    writer.close()
+    for writer in writers:
+        writer.close()
     checkpoints.close()
 
-    # Evaluate the last state, as far as that has not been done, and export the model.
-    if status == "completed":
-        evaluations |= _evaluate(plan, state, plan.data.eval_batches.keys() - evaluations, stopwatch)
-        status = "completed" if is_finite(evaluations) else "diverged"
-    if status == "completed":
-        with stopwatch("checkpoint"):
-            description = _describe_model(config, plan.data, evaluations["test"])
-            exported.export_model(directory / "model", *state.evaluated, description)
-    else:
-        evaluations = {}
-
-    record = make_record(
-        config,
-        status,
-        plan.data,
-        state,
-        diary,
-        evaluations,
-        stopwatch,
-        steps_per_call=plan.steps_per_call,
-        flops_per_image=plan.train_programs[0][plan.steps_per_call].count_flops() / config.batch_size,
-        compile_cached=all(program.cached for program in plan.programs),
-        eval_images_per_sec=statistics.median(plan.eval_speeds) if plan.eval_speeds else None,
-        wall_seconds=time.perf_counter() - began,
-    )
-    display.line(_last_line(record, plan.num_steps))
-    return record, evaluations["test"].predictions if evaluations else None
+    # Evaluate the last state, as far as that has not been done, export the models, and write the records.
+    if not is_interrupted and not all(lane.diary.diverged for lane in lanes):
+        _evaluate(plan, state, lanes, plan.data.eval_batches.keys() - lanes[0].evaluations, stopwatch)
+    flops_per_image = plan.count_flops() / config.batch_size / len(lanes)
+    for index, lane in enumerate(lanes):
+        status: Status = "interrupted" if is_interrupted else "completed"
+        if lane.diary.diverged or not is_finite(lane.evaluations):
+            status = "diverged"
+        own_state = steps.of_seed(state, index)
+        if status == "completed":
+            with stopwatch("checkpoint"):
+                description = _describe_model(lane.config, plan.data, lane.evaluations["test"])
+                exported.export_model(lane.directory / "model", *own_state.evaluated, description)
+        else:
+            lane.evaluations = {}
+        wall_seconds = time.perf_counter() - began
+        record = make_record(
+            lane.config,
+            status,
+            plan.data,
+            own_state,
+            lane.diary,
+            lane.evaluations,
+            stopwatch,
+            trained_with=len(lanes) - 1,
+            steps_per_call=plan.steps_per_call,
+            flops_per_image=flops_per_image,
+            compile_cached=all(program.cached for program in plan.programs),
+            eval_images_per_sec=statistics.median(plan.eval_speeds) if plan.eval_speeds else None,
+            wall_seconds=wall_seconds,
+            train_share=min(1.0, stopwatch.seconds["train"] / wall_seconds),
+        )
+        display.line(_last_line(record, plan.num_steps))
+        predictions = lane.evaluations["test"].predictions if lane.evaluations else None
+        store.write(record, predictions, lane.directory / "record")
 
 
 class Plan(NamedTuple):
@@ -155,50 +203,70 @@ class Plan(NamedTuple):
     steps_per_call: int
     schedule: optax.Schedule
     train_programs: list[dict[int, Program]]  # of each stage, by the number of steps they do
-    eval_program: Program
+    eval_programs: dict[int, Program]  # by the number of batches
     eval_speeds: list[float]  # images per second of every evaluation so far
 
     @property
     def programs(self) -> list[Program]:
-        return [self.eval_program, *(program for stage in self.train_programs for program in stage.values())]
+        programs = [*self.train_programs, self.eval_programs]
+        return [program for by_length in programs for program in by_length.values()]
+
+    def stage_after(self, step: int) -> config_lib.Stage:
+        epoch = step // self.data.steps_per_epoch
+        return next(stage for stage in self.stages if epoch < stage.last_epoch)
+
+    def count_flops(self) -> float:
+        """Of a training step, over all seeds."""
+        return self.train_programs[0][self.steps_per_call].count_flops()
 
 
-def _prepare(config: config_dict.ConfigDict, directory: Path, stopwatch: Stopwatch) -> tuple[Plan, TrainState]:
-    """Proven data on the devices, a fresh state, and programs, compiled apart from the training that is timed."""
+def _prepare(
+    lanes: list[Lane], directory: Path, checkpoints: Checkpoints, stopwatch: Stopwatch
+) -> tuple[Plan, TrainState]:
+    """Proven data on the devices, the state, and programs, compiled apart from the training that is timed."""
+    config = lanes[0].config
     with stopwatch("setup"):
         mesh = parallel.make_mesh()
         parallel.check_batch_size("batch_size", config.batch_size, mesh)
         parallel.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
-        data = input_pipeline.load(config, mesh)
+        data = input_pipeline.load(config, mesh, [lane.config.seed for lane in lanes])
         workdir.check_same_data(directory, data.sha256)
         steps_per_call = steps.choose_steps_per_call(config, data.steps_per_epoch)
         tx, schedule = make_optimizer(config, data.steps_per_epoch)
-        graphdef, state = steps.init_state(config, tx, mesh, len(data.train_rows["label"]))
+        graphdef, state = steps.init_state(config, tx, mesh, data.seed, len(data.train_rows["label"]))
+        state = _restore(checkpoints, state, lanes, stopwatch)
     with stopwatch("compile"):
         programs = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
     num_steps = config.num_epochs * data.steps_per_epoch
     return Plan(data, config_lib.stages(config), num_steps, steps_per_call, schedule, *programs, []), state
 
 
-def _restore(checkpoints: Checkpoints, state: TrainState, stopwatch: Stopwatch) -> tuple[TrainState, Diary]:
-    """The latest checkpoint's state and diary, or the fresh state and an empty diary."""
+def _restore(checkpoints: Checkpoints, state: TrainState, lanes: list[Lane], stopwatch: Stopwatch) -> TrainState:
+    """The latest checkpoint's state, with the lanes' diaries and the times so far, or the fresh state.
+
+    All randomness comes from the seed and the step: the state is all there is to go on from.
+    """
     restored = checkpoints.restore(state)
     if not restored:
-        return state, Diary()
+        return state
     state, progress = restored
     stopwatch.add(progress.pop("seconds"), progress.pop("core_seconds"))
-    diary = Diary(**progress)
-    diary.num_resumes += 1
-    return state, diary
+    diaries = progress.pop("diaries", [progress])  # of a checkpoint from before there were several: the one
+    for lane, diary in zip(lanes, diaries, strict=True):
+        lane.diary = Diary(**diary)
+        lane.diary.num_resumes += 1
+    return state
 
 
-def _evaluate(plan: Plan, state: TrainState, splits: Iterable[str], stopwatch: Stopwatch) -> dict[str, Evaluation]:
-    evaluations = {}
+def _evaluate(
+    plan: Plan, state: TrainState, lanes: list[Lane], splits: Iterable[str], stopwatch: Stopwatch
+) -> None:
     for split in splits:
         with stopwatch("eval") as lap:
-            evaluations[split] = steps.evaluate(plan.eval_program, state, plan.data.eval_batches[split])
-        plan.eval_speeds.append(evaluations[split].num_examples / lap.seconds)
-    return evaluations
+            evaluations = steps.evaluate(plan.eval_programs, state, plan.data.eval_batches[split])
+        plan.eval_speeds.append(evaluations[0].num_examples / lap.seconds)
+        for lane, evaluation in zip(lanes, evaluations, strict=True):
+            lane.evaluations[split] = evaluation
 
 
 def _train_epoch(
@@ -213,7 +281,7 @@ def _train_epoch(
     """Trains from `step` to the end of its epoch, or until it is told to stop.
 
     Returns:
-        The state, and the loss and accuracy of every step.
+        The state, and the loss and accuracy of every step, (steps, seeds).
     """
     epoch, done = divmod(step, data.steps_per_epoch)
     order = data.epoch_order(epoch, selection.losses_of_epoch(state.losses, is_new=done == 0))
@@ -232,16 +300,20 @@ def _train_epoch(
             finished["loss"].block_until_ready()
             if display.is_due():
                 display.update(epoch * data.steps_per_epoch + done, epoch + 1, finished)
-                if not np.isfinite(finished["loss"]).all():
+                if not np.isfinite(_by_seed(finished["loss"], data)[-1]).any():
                     break
     jax.block_until_ready(state)
-    metrics = {
-        name: np.concatenate([np.atleast_1d(output[name]) for output in jax.device_get(outputs)])
-        if outputs
-        else np.zeros(0)
+    fetched = jax.device_get(outputs)
+    nothing = np.zeros((0, data.seed.size))
+    return state, {
+        name: np.concatenate([nothing, *(_by_seed(output[name], data) for output in fetched)])
         for name in ("loss", "accuracy")
     }
-    return state, metrics
+
+
+def _by_seed(metric: jax.Array | np.ndarray, data: input_pipeline.Data) -> np.ndarray:
+    """What a call gave for a step or several, (steps, seeds)."""
+    return np.reshape(metric, (-1, data.seed.size))
 
 
 def _describe_model(config: config_dict.ConfigDict, data: input_pipeline.Data, test: Evaluation) -> dict[str, Any]:
@@ -258,23 +330,32 @@ def _describe_model(config: config_dict.ConfigDict, data: input_pipeline.Data, t
     }
 
 
-def _first_line(config: config_dict.ConfigDict, plan: Plan, state: TrainState) -> str:
+def _name(lanes: list[Lane]) -> str:
+    seeds = ", ".join(str(lane.config.seed) for lane in lanes)
+    return f"{lanes[0].config.entry} {'seed' if len(lanes) == 1 else 'seeds'} {seeds}"
+
+
+def _first_line(lanes: list[Lane], plan: Plan, state: TrainState) -> str:
+    config = lanes[0].config
     return (
-        f"{config.entry} seed {config.seed}: {steps.count(state.params):,} trainable parameters, "
+        f"{_name(lanes)}: {steps.count(state.params) // len(lanes):,} trainable parameters, "
         f"{plan.data.num_train:,} train images, {config.num_epochs} epochs of {plan.data.steps_per_epoch} steps, "
         f"{config.dtype} on {jax.device_count()} x {jax.devices()[0].device_kind}, "
-        f"convolutions in {'oneDNN' if layers.convolves_in_onednn() else 'XLA'}"
+        f"convolutions in {'oneDNN' if layers.convolves_in_onednn() and len(lanes) == 1 else 'XLA'}"
     )
 
 
-def _epoch_line(epoch: dict[str, Any], num_epochs: int) -> str:
+def _epoch_line(epochs: list[dict[str, Any]], num_epochs: int) -> str:
+    """Of one seed, or the means of several."""
+    epoch = {name: statistics.fmean(one[name] for one in epochs) for name in epochs[0]}
     watched = "".join(
         f", {name.partition('_')[0]} accuracy {epoch[name]:.2%}"
         for name in ("val_accuracy", "test_accuracy")
         if name in epoch
     )
+    seeds = f", mean of {len(epochs)} seeds" if len(epochs) > 1 else ""
     return (
-        f"epoch {epoch['epoch']}/{num_epochs}: loss {epoch['train_loss']:.4f}, "
+        f"epoch {epoch['epoch']:.0f}/{num_epochs}{seeds}: loss {epoch['train_loss']:.4f}, "
         f"train accuracy {epoch['train_accuracy']:.2%}{watched}, "
         f"{epoch['train_images_per_sec']:,.0f} images/s, {epoch['train_seconds']:.2f} s"
     )

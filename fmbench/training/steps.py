@@ -1,7 +1,7 @@
 """What runs on the devices: a training step, an evaluation step, and their compilation."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,6 @@ from fmbench.training import augment as augmentation
 from fmbench.training import input_pipeline, parallel, selection
 from fmbench.training.input_pipeline import Batch
 from fmbench.training.parallel import AXIS, Program
-
-MAX_STEPS_PER_CALL = 100
 
 
 @struct.dataclass
@@ -152,6 +150,17 @@ def eval_step(
     return jax.lax.psum(sums, AXIS) | {"predictions": jax.lax.all_gather(predictions, AXIS, tiled=True)}
 
 
+def eval_steps(params: Any, model_state: Any, batches: Batch, **settings: Any) -> dict[str, jax.Array]:
+    """`eval_step` on each of `batches`, (n, batch_size, ...): its results, (n, ...)."""
+
+    def of_batch(batch: Batch) -> dict[str, jax.Array]:
+        return eval_step(params, model_state, batch, **settings)
+
+    if len(batches["label"]) == 1:  # XLA would compile the loop's body otherwise than a step without a loop
+        return jax.tree.map(lambda x: x[None], of_batch(jax.tree.map(lambda x: x[0], batches)))
+    return jax.lax.map(of_batch, batches)
+
+
 class Evaluation(NamedTuple):
     """What an evaluation of every example of a split found."""
 
@@ -163,11 +172,24 @@ class Evaluation(NamedTuple):
     predictions: np.ndarray  # uint8 (num_examples,)
 
 
-def evaluate(program: Program, state: TrainState, batches: Sequence[Batch]) -> Evaluation:
-    """Evaluates every real example of the padded `batches`."""
-    outputs = [program.run(*state.evaluated, batch) for batch in batches]
-    predictions = np.concatenate([output.pop("predictions") for output in outputs])
-    sums = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *jax.device_get(outputs))
+def evaluate(programs: Mapping[int, Program], state: TrainState, calls: Sequence[Batch]) -> list[Evaluation]:
+    """Evaluates every real example of the padded batches of all `calls`.
+
+    Returns:
+        One evaluation, or where several seeds train together, one of each.
+    """
+    outputs = jax.device_get([programs[len(call["label"])].run(*state.evaluated, call) for call in calls])
+    if state.step.ndim == 0:
+        outputs = jax.tree.map(lambda x: x[None], outputs)
+    of_all = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *outputs)  # (seeds, batches, ...)
+    seeds = range(len(of_all["loss"]))
+    return [_evaluation({name: output[seed] for name, output in of_all.items()}) for seed in seeds]
+
+
+def _evaluation(outputs: dict[str, np.ndarray]) -> Evaluation:
+    """Adds up what `eval_steps` gives for all batches of a split."""
+    predictions = outputs.pop("predictions").reshape(-1)
+    sums = {name: np.sum(x, axis=0, dtype=np.float64) for name, x in outputs.items()}
     num_examples = int(sums["class_count"].sum())
     return Evaluation(
         num_examples,
@@ -177,6 +199,11 @@ def evaluate(program: Program, state: TrainState, batches: Sequence[Batch]) -> E
         per_class_accuracy=(sums["class_correct"] / sums["class_count"]).tolist(),
         predictions=predictions[:num_examples].astype(np.uint8),
     )
+
+
+def of_seed(state: TrainState, index: int) -> TrainState:
+    """The state of one seed, of those that train together."""
+    return jax.tree.map(lambda x: x[index], state) if state.step.ndim else state
 
 
 def make_model(config: config_dict.ConfigDict, axis_name: str | None, seed: int | jax.Array) -> nnx.Module:
@@ -194,9 +221,15 @@ def make_model(config: config_dict.ConfigDict, axis_name: str | None, seed: int 
 
 
 def init_state(
-    config: config_dict.ConfigDict, tx: optax.GradientTransformation, mesh: Mesh, num_rows: int = 0
+    config: config_dict.ConfigDict,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: jax.Array | np.uint32,
+    num_rows: int = 0,
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The model's structure, and a fresh state on every device; `num_rows` of the train set, for their losses.
+
+    Where `seed` is several, uint32 (n,), every array of the state has a first axis of that size.
 
     Raises:
         UserError: As `make_model`.
@@ -208,21 +241,20 @@ def init_state(
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)
     def init(seed: jax.Array) -> TrainState:
+        return parallel.over_seeds(init_one, seed)(seed)
+
+    def init_one(seed: jax.Array) -> TrainState:
         _, params, model_state = split_model(make_model(config, AXIS, seed))
         average = (params, model_state) if config.ema_decay else None
         losses = selection.unknown_losses(num_rows) if config.selection.easy else None
         return TrainState(jnp.int32(0), params, model_state, tx.init(params), average, losses)
 
-    return graphdef, init(np.uint32(config.seed))
+    return graphdef, init(seed)
 
 
 def choose_steps_per_call(config: config_dict.ConfigDict, steps_per_epoch: int) -> int:
-    """What the config asks for or, where it says 0, 1 on CPUs and many elsewhere.
-
-    A `lax.scan` over steps spares accelerators the host's time between them. On CPUs it would cost far more than
-    it saves: XLA runs convolutions inside loops 10 to 20 times slower there (jax#12868).
-    """
-    default = 1 if jax.default_backend() == "cpu" else MAX_STEPS_PER_CALL
+    """What the config asks for or, where it says 0, 1 on CPUs and an epoch elsewhere."""
+    default = steps_per_epoch if parallel.loops_on_devices(config.steps_per_call) else 1
     return min(config.steps_per_call or default, steps_per_epoch)
 
 
@@ -234,17 +266,20 @@ def compile_programs(
     tx: optax.GradientTransformation,
     state: TrainState,
     steps_per_call: int,
-) -> tuple[list[dict[int, Program]], Program]:
+) -> tuple[list[dict[int, Program]], dict[int, Program]]:
     """Compiles the training step and the evaluation step.
 
     Returns:
         For each stage of the run, its training programs by the number of steps they do: `steps_per_call` and, if
-        that doesn't divide an epoch, 1; and the evaluation program.
+        that divides no epoch or not the rest of the one that `state` is in, 1; and the evaluation programs by the
+        number of batches.
     """
-    lengths = {steps_per_call, 1} if data.steps_per_epoch % steps_per_call else {steps_per_call}
+    begun = state.step.max() % data.steps_per_epoch
+    fits = data.steps_per_epoch % steps_per_call == 0 and begun % steps_per_call == 0
+    lengths = {steps_per_call} if fits else {steps_per_call, 1}
 
     def compile_training(augment: augmentation.Settings) -> dict[int, Program]:
-        step = functools.partial(
+        one_seed = functools.partial(
             train_step,
             graphdef=graphdef,
             tx=tx,
@@ -254,6 +289,8 @@ def compile_programs(
             ema_decay=config.ema_decay,
             augment=augment,
         )
+
+        step = parallel.over_seeds(one_seed, data.seed, in_axes=(0, None, 0, 0))
 
         def steps(length: int, state: TrainState, *arguments: Any):
             return jax.lax.scan(lambda state, _: step(state, *arguments), state, length=length)
@@ -274,13 +311,17 @@ def compile_programs(
     for index, stage in enumerate(parts):
         same = [i for i, earlier in enumerate(parts[:index]) if earlier.augment == stage.augment]
         train_programs.append(train_programs[same[0]] if same else compile_training(stage.augment))
-    eval_program = parallel.compile_step(
-        functools.partial(eval_step, graphdef=graphdef, normalization=config.data.normalization),
-        (state.params, state.model_state, data.eval_batches["test"][0]),
-        mesh=mesh,
-        parallel=config.parallel,
-    )
-    return train_programs, eval_program
+    evaluate_calls = functools.partial(eval_steps, graphdef=graphdef, normalization=config.data.normalization)
+    eval_programs = {
+        len(call["label"]): parallel.compile_step(
+            parallel.over_seeds(evaluate_calls, data.seed, in_axes=(0, 0, None)),
+            (state.params, state.model_state, call),
+            mesh=mesh,
+            parallel=config.parallel,
+        )
+        for call in {len(call["label"]): call for calls in data.eval_batches.values() for call in calls}.values()
+    }
+    return train_programs, eval_programs
 
 
 def count(tree: Any) -> int:

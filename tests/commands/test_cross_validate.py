@@ -96,9 +96,9 @@ def test_the_folds_are_scikit_learns(little):
         assert data.watched == "validation"
         np.testing.assert_array_equal(data.train_indices, train_rows)
         (batch,) = data.eval_batches["validation"]
-        np.testing.assert_array_equal(batch["label"][: len(held_out)], dataset.train_labels[held_out])
+        np.testing.assert_array_equal(batch["label"][0, : len(held_out)], dataset.train_labels[held_out])
         np.testing.assert_array_equal(
-            batch["image"][: len(held_out)], dataset.train_images[held_out].reshape(-1, 784)
+            batch["image"][0, : len(held_out)], dataset.train_images[held_out].reshape(-1, 784)
         )
     assert (entry.entry, entry.data.split) == ("tests_little", "all")  # as it was
 

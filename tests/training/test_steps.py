@@ -28,26 +28,26 @@ def set_up(config, num_devices, steps_per_call=1):
     key = (str(config), num_devices, steps_per_call)
     if key not in compiled:
         compiled[key] = compile_anew(config, num_devices, steps_per_call)
-    data, state, programs, eval_program = compiled[key]
-    return data, jax.tree.map(jnp.copy, state), programs, eval_program  # a step takes its state's memory
+    data, state, programs, eval_programs = compiled[key]
+    return data, jax.tree.map(jnp.copy, state), programs, eval_programs  # a step takes its state's memory
 
 
 def compile_anew(config, num_devices, steps_per_call):
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
     data = input_pipeline.load(config, mesh)
     tx, _ = make_optimizer(config, data.steps_per_epoch)
-    graphdef, state = steps.init_state(config, tx, mesh)
-    (programs, *_), eval_program = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
-    return data, state, programs, eval_program
+    graphdef, state = steps.init_state(config, tx, mesh, data.seed)
+    (programs, *_), eval_programs = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
+    return data, state, programs, eval_programs
 
 
 def train(config, num_devices, num_calls, steps_per_call=1):
     """After each of a few calls of the step: the state, the losses, and the test evaluation."""
-    data, state, programs, eval_program = set_up(config, num_devices, steps_per_call)
+    data, state, programs, eval_programs = set_up(config, num_devices, steps_per_call)
     after = []
     for _ in range(num_calls):
         state, metrics = programs[steps_per_call].run(state, data.train_rows, data.epoch_order(0), data.seed)
-        evaluation = steps.evaluate(eval_program, state, data.eval_batches["test"])
+        (evaluation,) = steps.evaluate(eval_programs, state, data.eval_batches["test"])
         after.append((jax.device_get(state), np.atleast_1d(metrics["loss"]), evaluation))
     return after
 
@@ -128,12 +128,12 @@ def test_several_steps_per_call_do_what_single_steps_do(make_config):
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_steps_and_evaluations_take_nothing_from_the_host(make_config, mode):
     config = make_config("configs/mlp.py", batch_size=40, parallel=mode)
-    data, state, programs, eval_program = set_up(config, num_devices=8)
+    data, state, programs, eval_programs = set_up(config, num_devices=8)
     order = data.epoch_order(0)
     with jax.transfer_guard("disallow"):
         for _ in range(2):
             state, _ = programs[1].run(state, data.train_rows, order, data.seed)
-        eval_program.run(*state.evaluated, data.eval_batches["test"][0])
+        eval_programs[1].run(*state.evaluated, data.eval_batches["test"][0])
 
 
 def test_an_epoch_that_calls_do_not_divide_gets_a_single_step_too(make_config):
@@ -151,7 +151,8 @@ def test_steps_per_call_is_one_on_cpus_and_never_more_than_an_epoch(make_config)
 
 
 @pytest.mark.parametrize(("num_devices", "mode"), [(1, "jit"), (8, "jit"), (8, "pmap")])
-def test_evaluation_is_exact_on_a_size_that_does_not_divide(strict_dtypes, num_devices, mode):
+@pytest.mark.parametrize("steps_per_call", [1, 100])
+def test_evaluation_is_exact_on_a_size_that_does_not_divide(strict_dtypes, num_devices, mode, steps_per_call):
     """A fake model whose every answer is known: it says the label that is written into the first pixel."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 203).astype(np.uint8)
@@ -166,15 +167,15 @@ def test_evaluation_is_exact_on_a_size_that_does_not_divide(strict_dtypes, num_d
             return jnp.arange(10.0) + 100 * jax.nn.one_hot(answer, 10)
 
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
-    batches = parallel.replicate(input_pipeline.padded_batches(images, labels, 64), mesh)
+    batches = parallel.replicate(input_pipeline.eval_calls(images, labels, 64, steps_per_call), mesh)
     program = parallel.compile_step(
-        functools.partial(steps.eval_step, graphdef=nnx.split(Oracle())[0], normalization="unit"),
+        functools.partial(steps.eval_steps, graphdef=nnx.split(Oracle())[0], normalization="unit"),
         ({}, {}, batches[0]),
         mesh=mesh,
         parallel=mode,
     )
     state = steps.TrainState(step=jnp.int32(0), params={}, model_state={}, opt_state=())
-    evaluation = steps.evaluate(program, state, batches)
+    (evaluation,) = steps.evaluate({len(batches[0]["label"]): program}, state, batches)
 
     logits = np.arange(10.0) + 100 * np.eye(10)[answers]
     top5 = np.argsort(-logits, axis=1)[:, :5]
@@ -223,7 +224,7 @@ def test_the_training_step_is_adam_on_the_mean_loss(make_config):
 
 def test_the_moving_average_of_weights_and_statistics_is_what_is_evaluated(make_config):
     config = make_config("configs/mlp.py:best", batch_size=40, ema_decay=0.15, model__widths=(32, 32))
-    data, state, programs, eval_program = set_up(config, 1)
+    data, state, programs, eval_programs = set_up(config, 1)
     average = jax.device_get((state.params, state.model_state))
     for decay in (1 / 10, 0.15, 0.15):  # 2 / 11 and 3 / 12 are above 0.15
         state, _ = programs[1].run(state, data.train_rows, data.epoch_order(0), data.seed)
@@ -238,9 +239,11 @@ def test_the_moving_average_of_weights_and_statistics_is_what_is_evaluated(make_
     batches = data.eval_batches["test"]
     params, model_state = state.average
     averages = state.replace(params=params, model_state=model_state, average=None)
-    loss = steps.evaluate(eval_program, state, batches).loss
-    assert loss == steps.evaluate(eval_program, averages, batches).loss
-    assert loss != steps.evaluate(eval_program, state.replace(average=None), batches).loss
+    loss, same, other = (
+        steps.evaluate(eval_programs, state, batches)[0].loss
+        for state in (state, averages, state.replace(average=None))
+    )
+    assert loss == same != other
 
 
 @pytest.mark.parametrize(("num_devices", "mode"), [(1, "jit"), (8, "jit"), (8, "pmap")])
@@ -249,7 +252,7 @@ def test_a_step_remembers_the_losses_of_its_rows(make_config, num_devices, mode)
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
     data = input_pipeline.load(config, mesh)
     tx, _ = make_optimizer(config, data.steps_per_epoch)
-    graphdef, state = steps.init_state(config, tx, mesh, num_rows=480)
+    graphdef, state = steps.init_state(config, tx, mesh, data.seed, num_rows=480)
     (programs, *_), _ = steps.compile_programs(config, mesh, data, graphdef, tx, state, 1)
     order = data.epoch_order(0)
     for step in range(2):
@@ -304,7 +307,7 @@ def test_each_stage_has_a_program_of_its_augmentation(make_config):
     mesh = parallel.make_mesh(jax.devices()[:1])
     data = input_pipeline.load(config, mesh)
     tx, _ = make_optimizer(config, data.steps_per_epoch)
-    graphdef, state = steps.init_state(config, tx, mesh)
+    graphdef, state = steps.init_state(config, tx, mesh, data.seed)
     programs, _ = steps.compile_programs(config, mesh, data, graphdef, tx, state, 1)
     plain, flipped, plain_again = (stage[1] for stage in programs)
     assert plain is plain_again
@@ -343,7 +346,7 @@ def test_the_steps_lower_for_every_platform(make_config, spec, dtype):
     mesh = parallel.make_mesh(jax.devices()[:1])
     data = input_pipeline.load(config, mesh)
     tx, _ = make_optimizer(config, data.steps_per_epoch)
-    graphdef, state = steps.init_state(config, tx, mesh)
+    graphdef, state = steps.init_state(config, tx, mesh, data.seed)
     train_step = functools.partial(
         steps.train_step,
         graphdef=graphdef,
@@ -354,10 +357,10 @@ def test_the_steps_lower_for_every_platform(make_config, spec, dtype):
         ema_decay=0.0,
         augment=config.augment.to_dict(),
     )
-    eval_step = functools.partial(steps.eval_step, graphdef=graphdef, normalization="unit")
+    eval_steps = functools.partial(steps.eval_steps, graphdef=graphdef, normalization="unit")
     arguments = (state, data.train_rows, data.epoch_order(0), data.seed)
     batch = data.eval_batches["test"][0]
-    for function, args in ((train_step, arguments), (eval_step, (state.params, state.model_state, batch))):
+    for function, args in ((train_step, arguments), (eval_steps, (state.params, state.model_state, batch))):
         step = jax.jit(parallel.map_over(mesh, function))  # traced once for all
         for platform in ("cpu", "cuda", "tpu"):
             exported = jax.export.export(step, platforms=[platform])(*args)
