@@ -1,0 +1,1 @@
+"""What is done on an accelerator that is at hand for minutes."""
