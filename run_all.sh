@@ -40,6 +40,7 @@ configs/resnet.py:20  0
 usage() {
   cat <<'END'
 Usage: ./run_all.sh quick|paper|full [ENTRY...] [--force] [--results_dir=DIR]
+       ./run_all.sh accelerator [PART...] [--minutes=M] [--results_dir=DIR]
 
 Trains every entry of a suite with each of its seeds, then writes the leaderboard from all records
 in DIR. Sets itself up: on the first call it makes .venv and fetches the data.
@@ -47,9 +48,13 @@ in DIR. Sets itself up: on the first call it makes .venv and fetches the data.
   quick    a few small nets; fits in 10 minutes on two cores
   paper    the reference systems, five seeds each
   full     paper, the speed records and the nets made for accuracy; days on two cores
+  accelerator   for a GPU or TPU that is at hand for minutes: a check, then what is worth most;
+           `python -m fmbench.accelerator --help` says more
 
   ENTRY...            only these entries of the suite, e.g. mlp cnn1 resnet-20
   --force             train again where there is a valid record or an unfinished run
+  --minutes=M         accelerator: all that it may take, but for the set-up (default: 8)
+  --config.KEY=VALUE  accelerator: a field of all configs, for a rehearsal
   --results_dir=DIR   where the records and the leaderboard go (default: results)
 
 Runs that already have a valid record made in this checkout are not trained again. After Ctrl-C the
@@ -63,10 +68,10 @@ bad_usage() {
   exit 2
 }
 
-# Sets suite, wanted (entry names), force and results_dir.
+# Sets suite, wanted (entry names), force, results_dir, and the flags that are fmbench.accelerator's own.
 parse_arguments() {
   suite='' results_dir='' force=''
-  wanted=()
+  wanted=() accelerator_flags=()
   while (($#)); do
     case $1 in
       -h | --help)
@@ -79,6 +84,7 @@ parse_arguments() {
         results_dir=${2:-}
         if (($# > 1)); then shift; fi
         ;;
+      --minutes=* | --config.*=*) accelerator_flags+=("$1") ;;
       -*) bad_usage "Unknown option $1: expected --force, --results_dir=DIR or --help." ;;
       *) if [[ -z $suite ]]; then suite=$1; else wanted+=("$1"); fi ;;
     esac
@@ -87,6 +93,11 @@ parse_arguments() {
     fi
     shift
   done
+  if [[ $suite == accelerator && -n $force ]]; then
+    bad_usage '--force is not for the suite accelerator: delete the records that are to be made again.'
+  elif [[ $suite != accelerator && ${#accelerator_flags[@]} -gt 0 ]]; then
+    bad_usage "${accelerator_flags[0]} is for the suite accelerator only."
+  fi
 }
 
 # ---------------------------------------------------------------------------- from suite to runs
@@ -116,8 +127,8 @@ plan_runs() {
     quick) entries=$QUICK ;;
     paper) entries=$PAPER ;;
     full) entries=$FULL ;;
-    '') bad_usage 'No suite named: expected quick, paper or full.' ;;
-    *) bad_usage "Unknown suite '$suite': expected quick, paper or full." ;;
+    '') bad_usage 'No suite named: expected quick, paper, full or accelerator.' ;;
+    *) bad_usage "Unknown suite '$suite': expected quick, paper, full or accelerator." ;;
   esac
 
   runs=()
@@ -218,7 +229,7 @@ main() {
   source ./setup_env.sh
 
   parse_arguments "$@"
-  plan_runs
+  if [[ $suite != accelerator ]]; then plan_runs; fi
   # A relative folder is relative to where the command was given, not to this script.
   if [[ -z $results_dir ]]; then
     results_dir=results
@@ -228,8 +239,13 @@ main() {
 
   catch_signals
   current='set-up'
-  # shellcheck disable=SC2119  # training needs no extra
-  set_up_environment figures # the Pareto picture
+  local pages=(leaderboard.md speedrun.md)
+  if [[ $suite == accelerator ]]; then
+    set_up_environment --without=onednn-cpu-gomp # which is for CPUs
+  else
+    set_up_environment figures # the Pareto picture
+    pages+=(pareto.svg)
+  fi
 
   local status=0 failures=() number=0 line name seed config flags file
   current='the preparation of the data'
@@ -240,7 +256,16 @@ main() {
     exit "$status"
   fi
 
-  for line in "${runs[@]}"; do
+  if [[ $suite == accelerator ]]; then
+    current='the suite accelerator'
+    run "$PYTHON" -m fmbench.accelerator ${wanted[@]+"${wanted[@]}"} \
+      ${accelerator_flags[@]+"${accelerator_flags[@]}"} --results_dir="$results_dir" || status=$?
+    if stops_suite "$status"; then stop_suite "$status"; fi
+    if ((status == 2)); then exit 2; fi
+    if ((status)); then failures+=("$current (exit status $status: see its messages above)"); fi
+    runs=()
+  fi
+  for line in ${runs[@]+"${runs[@]}"}; do
     read -r name seed config flags <<<"$line"
     number=$((number + 1))
     current="$name seed $seed"
@@ -257,7 +282,7 @@ main() {
   done
 
   heading 'Leaderboard'
-  for file in leaderboard.md speedrun.md pareto.svg; do
+  for file in "${pages[@]}"; do
     current=$file
     status=0
     run "$PYTHON" -m "fmbench.${file%.*}" --results_dir="$results_dir" || status=$?
@@ -273,7 +298,9 @@ main() {
     complain "${#failures[@]} failed:" "${failures[@]/#/  }"
     exit 1
   fi
-  echo "${#runs[@]} runs of the suite $suite done in $((SECONDS / 60)) min $((SECONDS % 60)) s."
+  local what="${#runs[@]} runs of the suite $suite"
+  if [[ $suite == accelerator ]]; then what='The suite accelerator'; fi
+  echo "$what done in $((SECONDS / 60)) min $((SECONDS % 60)) s."
 }
 
 # Sourced (by the tests), this file only defines its functions.

@@ -2,7 +2,9 @@
 # Finds or makes the Python environment that fmbench runs in. run_all.sh and test.sh source this
 # file and call, from the repository's folder,
 #
-#     set_up_environment [EXTRA...]    # leaves the environment's interpreter in $PYTHON
+#     set_up_environment [EXTRA...] [--without=PACKAGE]    # leaves the environment's interpreter in $PYTHON
+#
+# An environment that is there already may lack PACKAGE.
 #
 # which takes the first of these that applies:
 #   1. the folder named by $FMBENCH_VENV, if that is set (made on the first call);
@@ -29,8 +31,8 @@ complain() { printf '%s\n' "$@" >&2; }
 
 # ---------------------------------------------------------------------------- an environment's state
 
-# can_run_fmbench PYTHON [EXTRA...]: can this interpreter import fmbench, and does it have what
-# pyproject.toml asks for? If not, the last line printed says what is missing. Reading the
+# can_run_fmbench PYTHON [EXTRA...] [--without=PACKAGE]: can this interpreter import fmbench, and does it have
+# what pyproject.toml asks for, but for that package? If not, the last line printed says what is missing. Reading the
 # packages' metadata answers in a tenth of a second; importing jax would take two seconds.
 # -P keeps the current directory off the path: fmbench/ lying here does not make it installed.
 can_run_fmbench() {
@@ -47,14 +49,16 @@ from packaging.requirements import Requirement
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 needed = list(project["dependencies"])
+without = {word.removeprefix("--without=") for word in sys.argv[1:] if word.startswith("--without=")}
 for extra in sys.argv[1:]:
-    needed += project["optional-dependencies"][extra]
+    if not extra.startswith("--without="):
+        needed += project["optional-dependencies"][extra]
 for requirement in map(Requirement, needed):
     if requirement.name == project.get("name"):  # one extra in another
         for extra in requirement.extras:
             needed += project["optional-dependencies"][extra]
         continue
-    if requirement.marker and not requirement.marker.evaluate():
+    if requirement.name in without or (requirement.marker and not requirement.marker.evaluate()):
         continue
     try:
         installed = version(requirement.name)

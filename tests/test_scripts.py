@@ -253,11 +253,13 @@ def test_entries_select_runs(folder):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        ([], "No suite named: expected quick, paper or full"),
-        (["quik"], "Unknown suite 'quik': expected quick, paper or full"),
+        ([], "No suite named: expected quick, paper, full or accelerator"),
+        (["quik"], "Unknown suite 'quik': expected quick, paper, full or accelerator"),
         (["quick", "one", "two"], "Unknown entry 'two': the suite quick has one two-20"),
         (["quick", "--forse"], "Unknown option --forse"),
         (["quick", "--results_dir"], "--results_dir has no value"),
+        (["quick", "--minutes=3"], "--minutes=3 is for the suite accelerator only"),
+        (["accelerator", "--force"], "--force is not for the suite accelerator"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(folder, arguments, expected):
@@ -279,6 +281,25 @@ def test_force_and_results_dir_are_passed_on(folder, tmp_path):
         f" --results_dir={elsewhere}/my results --force"
         for seed in (0, 1)
     ] + [f"-m {page} --results_dir={elsewhere}/my results" for page in PAGES]
+
+
+def test_the_suite_accelerator_is_one_process_and_its_pages_follow(folder):
+    folder.reply("1 fmbench.accelerator")
+    done = folder.run_all("accelerator", "check", "mlp", "--minutes=3", "--config.num_epochs=1")
+    assert (done.returncode, done.stderr.count("the suite accelerator (exit status 1")) == (1, 1)
+    assert folder.calls() == [
+        "-m fmbench.datasets",
+        "-m fmbench.accelerator check mlp --minutes=3 --config.num_epochs=1 --results_dir=results",
+        "-m fmbench.leaderboard --results_dir=results",
+        "-m fmbench.speedrun --results_dir=results",
+    ]
+
+
+@pytest.mark.parametrize("status", [2, 130])
+def test_a_mistake_or_an_interruption_ends_the_suite_accelerator_with_its_status(folder, status):
+    folder.reply(f"{status} fmbench.accelerator")
+    assert folder.run_all("accelerator").returncode == status
+    assert len(folder.calls()) == 2
 
 
 @pytest.mark.parametrize("script", ["run_all.sh", "test.sh"])
@@ -524,6 +545,25 @@ def test_what_an_environment_lacks_is_named(tmp_path, requirement, expected):
     assert done.stdout.startswith(expected) and bool(done.stdout) == bool(expected)
 
 
+def test_a_package_that_is_not_needed_may_be_absent(tmp_path):
+    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["no-such-package", "nor-this"]\n')
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            'source "$1"; can_run_fmbench "$2" --without=no-such-package',
+            "bash",
+            SETUP,
+            sys.executable,
+        ],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "nor-this is not installed\n")
+
+
 def test_an_extra_that_another_extra_names_is_asked_for_too(tmp_path):
     (tmp_path / "pyproject.toml").write_text(
         '[project]\nname = "fmbench"\ndependencies = []\n'
@@ -557,6 +597,7 @@ def test_what_is_installed_includes_pip_which_installs_further_extras(tmp_path, 
 def test_the_two_commands_ask_for_the_extras_that_they_use():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(requirement.startswith("fmbench[figures,transfer]") for requirement in extras["dev"])
+    assert "set_up_environment --without=onednn-cpu-gomp" in (ROOT / "run_all.sh").read_text()
     assert "set_up_environment figures" in (ROOT / "run_all.sh").read_text()
     assert "set_up_environment dev" in (ROOT / "test.sh").read_text()
 

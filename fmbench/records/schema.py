@@ -112,7 +112,8 @@ class RunRecord(_Strict):
     test_per_class_accuracy: list[Fraction] | None
     predictions_sha256: str | None  # of the bytes of the predicted classes, uint8, in idx order
 
-    # From the start of the process, the last one if there were several, to the end of its first step.
+    # From the start of the process, the last one if there were several, to the end of its first step; None for a
+    # run that was not the process's first.
     first_step_seconds: Seconds | None = None
     setup_seconds: Seconds  # data, model, restore
     compile_seconds: Seconds

@@ -90,12 +90,13 @@ def compile_step(
     mesh: Mesh,
     parallel: str,
     donate_first: bool = False,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Program:
     """Compiles `step(*arguments)`, which every device runs on its own part of the batch.
 
     Within the step the axis `AXIS` is bound: `my_part` tells a device its part, and what the parts give is brought
     together by `jax.lax.pmean` and its like. Arguments and results are whole on every device. 'jit' maps the step
-    with `jax.shard_map`, 'pmap' with `jax.pmap`; both give the same numbers.
+    with `jax.shard_map`, 'pmap' with `jax.pmap`; both give the same numbers. `compiler_options` are flags of XLA.
     """
     # The arrays themselves may have been donated when the FLOPs are counted.
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
@@ -114,7 +115,7 @@ def compile_step(
             donate_argnums=(1,) if donate_first else (),
         )
     hits = len(_cache_hits)
-    compiled = transformed.lower(*arguments).compile()
+    compiled = transformed.lower(*arguments).compile(compiler_options)
     run = compiled if parallel == "jit" else functools.partial(compiled, numbers)
 
     def count_flops() -> float:

@@ -181,11 +181,9 @@ def _accuracies(history: list[Epoch], evaluations: Mapping[str, Evaluation]) -> 
 
 
 def _times(stopwatch: Stopwatch) -> dict[str, Any]:
-    return (
-        {"first_step_seconds": stopwatch.first_step}
-        | {f"{name}_seconds": stopwatch.seconds[name] for name in TIMED}
-        | {f"{name}_core_seconds": stopwatch.core_seconds[name] for name in ("train", "eval")}
-    )
+    return {f"{name}_seconds": stopwatch.seconds[name] for name in TIMED} | {
+        f"{name}_core_seconds": stopwatch.core_seconds[name] for name in ("train", "eval")
+    }
 
 
 def _speed(batch_size: int, history: list[Epoch]) -> dict[str, Any]:

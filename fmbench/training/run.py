@@ -1,6 +1,7 @@
 """A whole run, top to bottom: set up, compile, restore, train, evaluate, export, record."""
 
 import dataclasses
+import itertools
 import math
 import statistics
 import time
@@ -28,6 +29,7 @@ from fmbench.training.record import Diary, is_finite, make_record
 from fmbench.training.reporting import MetricWriter, Progress
 from fmbench.training.steps import Evaluation, Program, TrainState
 
+_runs_of_process = itertools.count()
 CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late a signal is answered
 
 
@@ -98,6 +100,7 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest) -> None:
     """Trains all lanes, and leaves the record of each, with its predictions, in its directory."""
     began = time.perf_counter()
     stopwatch = Stopwatch()
+    is_first = next(_runs_of_process) == 0
     config = lanes[0].config  # but for the seed the others' too
     checkpoints = Checkpoints(directory / "checkpoints")
     plan, state = _prepare(lanes, directory, checkpoints, stopwatch)
@@ -184,6 +187,8 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest) -> None:
             trained_with=len(lanes) - 1,
             steps_per_call=plan.steps_per_call,
             flops_per_image=flops_per_image,
+            # A later run of the same process did not begin when that did.
+            first_step_seconds=stopwatch.first_step if is_first else None,
             compile_cached=all(program.cached for program in plan.programs),
             eval_images_per_sec=statistics.median(plan.eval_speeds) if plan.eval_speeds else None,
             wall_seconds=wall_seconds,

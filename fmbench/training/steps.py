@@ -237,7 +237,8 @@ def init_state(
     graphdef = split_model(nnx.eval_shape(lambda: make_model(config, AXIS, 0)))[0]
 
     # Run once, so not worth optimising: on CPUs LLVM takes 17 of ResNet-20's 19 seconds for the random numbers.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    on_cpus = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpus else None
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=options)
     def init(seed: jax.Array) -> TrainState:
@@ -266,8 +267,9 @@ def compile_programs(
     tx: optax.GradientTransformation,
     state: TrainState,
     steps_per_call: int,
+    compiler_options: dict[str, Any] | None = None,
 ) -> tuple[list[dict[int, Program]], dict[int, Program]]:
-    """Compiles the training step and the evaluation step.
+    """Compiles the training step and the evaluation step, with what flags of XLA `compiler_options` may name.
 
     Returns:
         For each stage of the run, its training programs by the number of steps they do: `steps_per_call` and, if
@@ -302,6 +304,7 @@ def compile_programs(
                 mesh=mesh,
                 parallel=config.parallel,
                 donate_first=True,
+                compiler_options=compiler_options,
             )
             for length in lengths
         }
@@ -318,6 +321,7 @@ def compile_programs(
             (state.params, state.model_state, call),
             mesh=mesh,
             parallel=config.parallel,
+            compiler_options=compiler_options,
         )
         for call in {len(call["label"]): call for calls in data.eval_batches.values() for call in calls}.values()
     }
