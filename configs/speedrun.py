@@ -15,8 +15,8 @@ first epochs most of the half of the images with the lowest losses is left out, 
 
 96: the recipe of configs/shake_shake.py:26-2x96d, the cheapest of those known to be published above 96 % on these
 data that we can follow: 96.15 and 96.28 % after the last epoch, one run each. That ours gets there is not shown.
-Expected time: predicted, 19 minutes on an H100; not measured, it needs an accelerator. A run that is stopped goes
-on from its last epoch, of 2.8 s each, so that stays of any length add up: at 8 minutes it takes three.
+Expected time: predicted, 19 minutes on an H100, 2.8 s an epoch; not measured, it needs an accelerator. A run that
+is stopped goes on behind its last whole epoch, so that stays of 8 minutes add up.
 """
 
 from typing import NamedTuple
