@@ -127,7 +127,7 @@ class PreActResNet(nnx.Module):
         conv, batch_norm = residual_layers(dtype, axis_name, rngs)
         inputs = 16 * width
         self.stem = conv(1, inputs)
-        blocks = []
+        blocks: list[WideBlock] = []
         for stage, outputs in enumerate((16 * width, 32 * width, 64 * width)):
             for block in range((depth - 2) // 6):
                 strides = 2 if stage > 0 and block == 0 else 1
