@@ -32,15 +32,17 @@ class Skip(nnx.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, strides: int, *, conv: Callable, batch_norm: Callable):
-        self.conv1 = conv(inputs, outputs // 2, kernel_size=(1, 1), strides=strides)
-        self.conv2 = conv(inputs, outputs // 2, kernel_size=(1, 1), strides=strides)
+        self.strides = strides
+        self.conv1 = conv(inputs, outputs // 2, kernel_size=(1, 1))
+        self.conv2 = conv(inputs, outputs // 2, kernel_size=(1, 1))
         self.norm = batch_norm(outputs)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(batch, height, width, inputs) -> (batch, height / strides, width / strides, outputs)."""
         x = nnx.relu(x)
         shifted = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, 1), (0, 1), (0, 0)))
-        return self.norm(jnp.concatenate([self.conv1(x), self.conv2(shifted)], axis=-1), train=train)
+        first, second = (image[:, :: self.strides, :: self.strides] for image in (x, shifted))
+        return self.norm(jnp.concatenate([self.conv1(first), self.conv2(second)], axis=-1), train=train)
 
 
 class ShakeBlock(nnx.Module):
