@@ -25,11 +25,12 @@ from fmbench.errors import UserError
 from fmbench.models.cnn import CNN1, CNN2, CNN3, CNN4, Baseline
 from fmbench.models.mlp import MLP, BatchNormMLP, FullyConnected
 from fmbench.models.resnet import ResNet, ResNet18
+from fmbench.models.shake_shake import ShakeShake
 from fmbench.models.speedrun import Speedrun
 from fmbench.models.tiny import Tiny
 from fmbench.models.transfer import TransferHead
 from fmbench.models.vgg import VGGLike
-from fmbench.models.wide_resnet import WideResNet
+from fmbench.models.wide_resnet import PreActResNet, WideResNet
 from fmbench.system import import_path
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -45,6 +46,8 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet": ResNet,
     "resnet18": ResNet18,
     "wide_resnet": WideResNet,
+    "preact_resnet": PreActResNet,
+    "shake_shake": ShakeShake,
     "tiny": Tiny,
     "speedrun": Speedrun,
     "transfer_head": TransferHead,

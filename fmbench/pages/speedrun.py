@@ -33,6 +33,8 @@ ENTRY = re.compile(r"speedrun-(\d+)(\+.*)?")
 SEEDS_NEEDED = {94: 10}
 SEEDS_NEEDED_ELSEWHERE = 5
 NEEDS_AN_ACCELERATOR = "speedrun-96"
+PREDICTED_PFLOP_96 = 374  # of a seed's training, as XLA counts them
+H100_FLOPS = 989e12  # per second: its peak, bfloat16, dense
 LEAST_VGG_LIKE_PER_94, MOST_95_PER_94 = 30.0, 6.0  # core-seconds
 
 VGG_LIKE = re.compile(r"vgg_like(\+num_epochs=\d+)?")
@@ -124,7 +126,12 @@ def render(results_dir: Path, records: dict[Path, RunRecord], measurements: Meas
         summary = ["No records yet."]
         page.append("No records yet.")
     if all(run.entry != NEEDS_AN_ACCELERATOR for run in completed):
-        page.append(f"[{NEEDS_AN_ACCELERATOR}](../{CONFIG_FILE}): not run here, needs an accelerator.")
+        minutes = PREDICTED_PFLOP_96 * 1e15 / (H100_FLOPS / 3) / 60
+        page.append(
+            f"[{NEEDS_AN_ACCELERATOR}](../{CONFIG_FILE}): not run here, needs an accelerator. **Predicted**, not "
+            f"measured: {PREDICTED_PFLOP_96} PFLOP a seed, {minutes:.0f} minutes on an H100 at a third of its "
+            f"{H100_FLOPS / 1e12:.0f} TFLOP/s ([how](../docs/speedrun.md))."
+        )
     if unfinished := [run for run in records.values() if _is_unfinished(run)]:
         page += ["## Not finished", leaderboard.markdown_unfinished(unfinished)]
     page += ["## The same recipe in other systems", *speedrun_peers.render(measurements, completed, way)]
