@@ -55,8 +55,8 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    runtime.set_up()
     with command_line.plain_errors("evaluate"):
+        runtime.set_up()
         sys.exit(_run(arguments))
 
 

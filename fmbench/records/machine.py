@@ -16,11 +16,12 @@ from fmbench import layers
 from fmbench.config import REPOSITORY
 from fmbench.layers import onednn
 from fmbench.records.schema import Environment
+from fmbench.system import runtime
 
 
 def environment() -> Environment:
     """Describes this process's machine, libraries and commit."""
-    device = jax.devices()[0]
+    device, *_ = runtime.find_devices()
     packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets"]
     if layers.convolves_in_onednn():
         packages.append(onednn.PACKAGE)
