@@ -62,7 +62,7 @@ def run(
     """Trains a config from `entries.resolve`; `workdir` is by default one with the name of the record."""
     logging.set_verbosity(logging.ERROR)  # Orbax has much to say
     runtime.set_up()
-    name = schema.record_name(config.entry, machine.environment(), config.dtype, config.seed)
+    name = schema.record_name(config.entry, machine.environment(ask_driver=False), config.dtype, config.seed)
     if config.data.source in ("csv", "idx"):  # of which version is not known before they are read
         name += f"-{config.data.source}"
     return train_and_evaluate(config, workdir or Path("workdirs") / name, results_dir=results_dir, force=force)

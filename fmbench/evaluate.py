@@ -167,7 +167,7 @@ def _compared(record: schema.RunRecord, comparison: Comparison) -> list[str]:
     if not different:
         return [*lines, f"all {number} predictions as in the record"]
     lines.append(f"{different:,} of {number} predictions not as in the record")
-    here = _conditions(machine.environment())
+    here = _conditions(machine.environment(ask_driver=False))
     if here != _conditions(record.environment):
         lines.append(f"made on {_conditions(record.environment)}; this is {here}, which may round differently")
     return lines

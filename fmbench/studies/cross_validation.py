@@ -54,7 +54,8 @@ def cross_validate(
     Raises:
         UserError: If something that was given cannot be used.
     """
-    name = schema.record_name(run_config.entry, machine.environment(), run_config.dtype, run_config.seed)
+    here = machine.environment(ask_driver=False)
+    name = schema.record_name(run_config.entry, here, run_config.dtype, run_config.seed)
     print(f"{run_config.entry} seed {run_config.seed}", flush=True)
     scores = []
     for fold in range(num_folds):
