@@ -14,6 +14,7 @@ from fmbench.errors import UserError
 from fmbench.models import MODELS, exported
 from fmbench.records import machine, schema, store
 from fmbench.records.schema import RunRecord
+from fmbench.studies import memory
 from fmbench.system import runtime
 from fmbench.training import inference
 from fmbench.training.run import train_and_evaluate
@@ -65,7 +66,8 @@ def run(
     name = schema.record_name(config.entry, machine.environment(ask_driver=False), config.dtype, config.seed)
     if config.data.source in ("csv", "idx"):  # of which version is not known before they are read
         name += f"-{config.data.source}"
-    return train_and_evaluate(config, workdir or Path("workdirs") / name, results_dir=results_dir, force=force)
+    with memory.explained(config):
+        return train_and_evaluate(config, workdir or Path("workdirs") / name, results_dir=results_dir, force=force)
 
 
 def read_records(results_dir: str | PathLike[str] = "results") -> list[RunRecord]:

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from fmbench.errors import UserError
 from fmbench.records import machine, schema
 from fmbench.records.schema import RunRecord
+from fmbench.studies import memory
 from fmbench.training.run import train_and_evaluate
 
 
@@ -59,12 +60,10 @@ def cross_validate(
     print(f"{run_config.entry} seed {run_config.seed}", flush=True)
     scores = []
     for fold in range(num_folds):
-        record = train_and_evaluate(
-            fold_config(run_config, fold, num_folds),
-            workdir / name / f"fold{fold + 1}of{num_folds}",
-            results_dir=results_dir,
-            force=force,
-        )
+        config = fold_config(run_config, fold, num_folds)
+        directory = workdir / name / f"fold{fold + 1}of{num_folds}"
+        with memory.explained(config):
+            record = train_and_evaluate(config, directory, results_dir=results_dir, force=force)
         if record.status != "completed":
             return record.status
         scores.append(score(record))
