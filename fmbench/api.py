@@ -15,6 +15,7 @@ from fmbench.errors import UserError
 from fmbench.models import MODELS, exported
 from fmbench.records import machine, schema, store
 from fmbench.records.schema import RunRecord
+from fmbench.studies import memory
 from fmbench.system import runtime
 from fmbench.training import inference
 from fmbench.training.run import train_seeds
@@ -72,13 +73,14 @@ def run(
     logging.set_verbosity(logging.ERROR)  # Orbax has much to say
     runtime.set_up()
     seeds = seeds or (config.seed,)
-    name = schema.record_name(config.entry, machine.environment(), config.dtype, seeds[0])
+    name = schema.record_name(config.entry, machine.environment(ask_driver=False), config.dtype, seeds[0])
     if len(seeds) > 1:
         name += f"-with{'-'.join(map(str, seeds[1:]))}"
     if config.data.source in ("csv", "idx"):  # of which version is not known before they are read
         name += f"-{config.data.source}"
     workdir = workdir or Path("workdirs") / name
-    return train_seeds(config, seeds, workdir, results_dir=results_dir, force=force)
+    with memory.explained(config, seeds):
+        return train_seeds(config, seeds, workdir, results_dir=results_dir, force=force)
 
 
 def read_records(results_dir: str | PathLike[str] = "results") -> list[RunRecord]:

@@ -41,8 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.layer and not arguments.model:
         parser.error("--layer needs --model, the run whose layer it is")
-    runtime.set_up()
     with command_line.plain_errors("embed"):
+        runtime.set_up()
         _run(arguments)
 
 

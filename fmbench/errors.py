@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can mend this; and what helps to word it."""
 
 import difflib
 from collections.abc import Iterable
@@ -16,3 +16,10 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """What to say of a name that is not among `names`: '; the nearest is num_epochs', or '' if none is near."""
     found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return f"; the nearest {'are' if found[1:] else 'is'} {', '.join(found)}" if found else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that the memory of this machine or of a device is used up."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )

@@ -55,8 +55,8 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    runtime.set_up()
     with command_line.plain_errors("evaluate"):
+        runtime.set_up()
         sys.exit(_run(arguments))
 
 
@@ -167,7 +167,7 @@ def _compared(record: schema.RunRecord, comparison: Comparison) -> list[str]:
     if not different:
         return [*lines, f"all {number} predictions as in the record"]
     lines.append(f"{different:,} of {number} predictions not as in the record")
-    here = _conditions(machine.environment())
+    here = _conditions(machine.environment(ask_driver=False))
     if here != _conditions(record.environment):
         lines.append(f"made on {_conditions(record.environment)}; this is {here}, which may round differently")
     return lines

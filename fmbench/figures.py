@@ -44,8 +44,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.subject is None) == (arguments.model is None):
         parser.error("name a run, as in --model=workdirs/cnn3-cpu-float32-seed0, or say data")
-    runtime.set_up()
     with command_line.plain_errors("figures"):
+        runtime.set_up()
         with command_line.needs_extra("figures"):
             from fmbench.pages import drawing
         if arguments.model:

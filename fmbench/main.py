@@ -90,11 +90,12 @@ def print_summary(run_config: config_dict.ConfigDict) -> None:
     import optax
     from flax import nnx
 
+    from fmbench.system import runtime
     from fmbench.training import parallel, steps
 
     # Over two CPU devices convolutions stay in XLA, which counts their FLOPs; in oneDNN it cannot.
     jax.config.update("jax_num_cpu_devices", 2)
-    mesh = parallel.make_mesh(jax.devices()[:1])
+    mesh = parallel.make_mesh(runtime.find_devices()[:1])
     graphdef, state = steps.init_state(run_config, optax.identity(), mesh, np.uint32(run_config.seed))
     model = nnx.merge(graphdef, state.params, state.model_state)
     terminal = sys.stdout.isatty()

@@ -51,8 +51,8 @@ def main() -> None:
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="image", help="file, directory, or - for stdin")
     arguments = parser.parse_args()
-    runtime.set_up()
     with command_line.plain_errors("predict"):
+        runtime.set_up()
         sys.exit(_run(arguments))
 
 

@@ -117,9 +117,7 @@ def run(
             slowness = result.seconds / entry.seconds
         if interrupted:
             break
-    environment = machine.environment()
-    device = f"{environment.num_devices} x {environment.device_kind}, jax {environment.versions['jax']}"
-    return Report(device, findings, results, interrupted)
+    return Report(machine.describe_devices(), findings, results, interrupted)
 
 
 def _run_entry(
@@ -129,10 +127,11 @@ def _run_entry(
     expected = entry.seconds * slowness
     ran: list[RunRecord] = []
     kept, why, interrupted, failed = 0, "", False, False
+    environment = machine.environment(ask_driver=False)
     for seed in range(entry.num_seeds):
         own = {"seed": seed} | ({"dtype": entry.dtype} if entry.dtype else {})
         run_config = entries.resolve(entry.spec, {**overrides, **own})
-        name = schema.record_name(run_config.entry, machine.environment(), run_config.dtype, seed)
+        name = schema.record_name(run_config.entry, environment, run_config.dtype, seed)
         if _is_finished(name, run_config, results_dir):
             kept += 1
             continue

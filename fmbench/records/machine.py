@@ -8,6 +8,8 @@ import platform
 import re
 import resource
 import subprocess
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -15,30 +17,51 @@ import jax
 from fmbench import layers
 from fmbench.config import REPOSITORY
 from fmbench.layers import onednn
-from fmbench.records.schema import Environment
+from fmbench.records import nvidia
+from fmbench.records.schema import Accelerator, Environment
+from fmbench.system import runtime
 
 
-def environment() -> Environment:
-    """Describes this process's machine, libraries and commit."""
-    device = jax.devices()[0]
+def environment(*, ask_driver: bool = True) -> Environment:
+    """Describes this process's machine, libraries and commit.
+
+    Args:
+        ask_driver: What clocks and memory accelerators have, and of which version the driver is. To be asked at
+            the end of a run, when the clocks are those under load; it takes tenths of a second.
+    """
+    device, *_ = runtime.find_devices()
     packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets"]
     if layers.convolves_in_onednn():
         packages.append(onednn.PACKAGE)
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    accelerators = None
+    if device.platform != "cpu":
+        versions |= _accelerator_versions(device)
+        if ask_driver:
+            readings = nvidia.Readings() if device.platform == "gpu" else None
+            accelerators = _accelerators(readings)
+            versions |= {"NVIDIA driver": readings.driver} if readings and readings.driver else {}
     commit, dirty = _git()
     return Environment(
         device_platform=device.platform,
-        device_kind=_cpu_model() if device.platform == "cpu" else device.device_kind,
+        device_kind=_cpu_model() if device.platform == "cpu" else " and ".join(_kinds(jax.devices())),
         num_devices=jax.device_count(),
         num_processes=jax.process_count(),
         cpu=_cpu_model(),
         cpu_cores=_cpu_cores(),
         operating_system=platform.platform(),
         python=platform.python_version(),
-        versions={package: importlib.metadata.version(package) for package in packages},
+        versions=versions,
+        accelerators=accelerators,
         xla_flags=os.environ.get("XLA_FLAGS", ""),
         git_commit=commit,
         git_dirty=dirty,
     )
+
+
+def describe_devices() -> str:
+    """Number and kind of the devices, for people: '2 x NVIDIA A100-SXM4-40GB'."""
+    return " and ".join(f"{number} x {kind}" for kind, number in _kinds(jax.devices()).items())
 
 
 def now() -> str:
@@ -56,6 +79,62 @@ def peak_memory_bytes() -> int:
         (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
         return int(kilobytes) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def _kinds(devices: Sequence[jax.Device]) -> Counter[str]:
+    """How many there are of each kind; the kind of a slice of a GPU has its profile."""
+    return Counter(gpu.kind if gpu else device.device_kind for device, gpu in _with_gpus(devices))
+
+
+def _with_gpus(devices: Sequence[jax.Device]) -> Iterator[tuple[jax.Device, nvidia.Gpu | None]]:
+    """Each device and, where nvidia-smi knows it, the GPU it is."""
+    gpus: list[nvidia.Gpu | None] = [None] * len(devices)
+    if devices[0].platform == "gpu":
+        gpus = nvidia.find_gpus([device.device_kind for device in devices])
+    return zip(devices, gpus, strict=True)
+
+
+def _accelerators(readings: nvidia.Readings | None) -> list[Accelerator]:
+    """This process's accelerators as they are now."""
+
+    def whole_number(gpu: nvidia.Gpu | None, field: str, unit: int = 1) -> int | None:
+        value = readings.number(gpu, field) if readings else None
+        return None if value is None else int(value) * unit
+
+    return [
+        Accelerator(
+            kind=gpu.kind if gpu else device.device_kind,
+            usable_memory_bytes=(device.memory_stats() or {}).get("bytes_limit"),
+            memory_bytes=whole_number(gpu, "memory.total", 1 << 20),
+            mig_profile=gpu.mig_profile if gpu else None,
+            sm_clock_mhz=whole_number(gpu, "clocks.sm"),
+            max_sm_clock_mhz=whole_number(gpu, "clocks.max.sm"),
+            memory_clock_mhz=whole_number(gpu, "clocks.mem"),
+            max_memory_clock_mhz=whole_number(gpu, "clocks.max.mem"),
+            power_limit_watts=readings.number(gpu, "power.limit") if readings else None,
+        )
+        for device, gpu in _with_gpus(jax.local_devices())
+    ]
+
+
+def _accelerator_versions(device: jax.Device) -> dict[str, str]:
+    """Of JAX's plugin, and of the CUDA and cuDNN that it has loaded, or that are installed for it."""
+    versions = {}
+    for package in ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    if cuda := re.search(r"\bcuda (\d+)(\d\d)\d\b", device.client.platform_version, re.IGNORECASE):
+        versions["CUDA"] = f"{cuda[1]}.{int(cuda[2])}"
+        for package in ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions["cuDNN"] = importlib.metadata.version(package)
+        with contextlib.suppress(Exception):  # no public API tells what is loaded
+            from jax._src.lib import cuda_versions
+
+            assert cuda_versions
+            number = cuda_versions.cudnn_get_version()
+            versions["cuDNN"] = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    return versions
 
 
 def _cpu_model() -> str:

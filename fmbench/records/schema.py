@@ -23,18 +23,34 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
+class Accelerator(_Strict):
+    """A GPU or TPU at the end of a run, under load a moment before. What nobody tells is None."""
+
+    kind: str  # as JAX calls it, and a slice of a GPU (MIG) always with its profile
+    usable_memory_bytes: Count | None = None  # what JAX may allocate
+    # As nvidia-smi has it; beside a slice's profile the numbers are the whole GPU's.
+    mig_profile: str | None = None  # 1g.10gb
+    memory_bytes: Count | None = None
+    sm_clock_mhz: Count | None = None
+    max_sm_clock_mhz: Count | None = None
+    memory_clock_mhz: Count | None = None
+    max_memory_clock_mhz: Count | None = None
+    power_limit_watts: float | None = None
+
+
 class Environment(_Strict):
     """Where the numbers come from."""
 
     device_platform: str  # cpu, gpu, tpu
-    device_kind: str  # processor or accelerator model
+    device_kind: str  # processor or accelerator model, all of them if they differ
     num_devices: Count
     num_processes: Count
     cpu: str
     cpu_cores: Count
     operating_system: str
     python: str
-    versions: dict[str, str]  # package -> version
+    versions: dict[str, str]  # of packages and, on NVIDIA GPUs, of driver, CUDA and cuDNN
+    accelerators: list[Accelerator] | None = None  # of this process, in JAX's order; None on CPUs
     xla_flags: str
     git_commit: str | None
     git_dirty: bool | None  # anything changed outside results/

@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from fmbench.errors import UserError
 from fmbench.records import machine, schema
 from fmbench.records.schema import RunRecord
+from fmbench.studies import memory
 from fmbench.training.run import train_and_evaluate
 
 
@@ -54,16 +55,15 @@ def cross_validate(
     Raises:
         UserError: If something that was given cannot be used.
     """
-    name = schema.record_name(run_config.entry, machine.environment(), run_config.dtype, run_config.seed)
+    here = machine.environment(ask_driver=False)
+    name = schema.record_name(run_config.entry, here, run_config.dtype, run_config.seed)
     print(f"{run_config.entry} seed {run_config.seed}", flush=True)
     scores = []
     for fold in range(num_folds):
-        record = train_and_evaluate(
-            fold_config(run_config, fold, num_folds),
-            workdir / name / f"fold{fold + 1}of{num_folds}",
-            results_dir=results_dir,
-            force=force,
-        )
+        config = fold_config(run_config, fold, num_folds)
+        directory = workdir / name / f"fold{fold + 1}of{num_folds}"
+        with memory.explained(config):
+            record = train_and_evaluate(config, directory, results_dir=results_dir, force=force)
         if record.status != "completed":
             return record.status
         scores.append(score(record))

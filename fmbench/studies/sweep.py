@@ -90,6 +90,9 @@ def train(runs: Sequence[Run], records: dict[str, RunRecord], out: Path) -> tupl
 
     Returns:
         The names of the runs whose process failed, and whether the sweep was interrupted.
+
+    Raises:
+        UserError: If the first failed because JAX has no device, as all others would.
     """
     failed: set[str] = set()
     (out / "logs").mkdir(parents=True, exist_ok=True)
@@ -109,6 +112,8 @@ def train(runs: Sequence[Run], records: dict[str, RunRecord], out: Path) -> tupl
             else:
                 failed.add(run.name)
                 print(f"failed with exit code {code}, see {_log(run, out)}", flush=True)
+                if len(failed) == 1:
+                    _check_devices()
             if stop.signum or code == 130:
                 return failed, True
     return failed, False
@@ -134,6 +139,22 @@ def run_process(command: Sequence[str], log: Path, stop: StopRequest) -> int:
         process.kill()
         process.wait()
         raise
+
+
+def _check_devices() -> None:
+    """Looks whether any run can succeed; in a process of its own, for in this one JAX would keep the GPU's memory.
+
+    Raises:
+        UserError: As `system.runtime.find_devices`.
+    """
+    look = """
+from fmbench.system import command_line, runtime
+with command_line.plain_errors(""):
+    runtime.find_devices()
+"""
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(done.stderr.splitlines()[-1].removeprefix("fmbench.: "))
 
 
 def _log(run: Run, out: Path) -> Path:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from fmbench.errors import UserError, nearest
+from fmbench.errors import UserError, is_out_of_memory, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +72,7 @@ def number(text: str) -> float:
 
 @contextlib.contextmanager
 def plain_errors(name: str, interrupted: str = "interrupted.") -> Iterator[None]:
-    """Ends the process with one line: with 2 on a user's mistake, with 130 on Ctrl-C."""
+    """Ends the process with one line: with 2 on a user's mistake or where memory ends, with 130 on Ctrl-C."""
     try:
         yield
     except UserError as error:
@@ -81,6 +81,12 @@ def plain_errors(name: str, interrupted: str = "interrupted.") -> Iterator[None]
     except KeyboardInterrupt:
         print(f"fmbench.{name}: {interrupted}", file=sys.stderr)
         sys.exit(130)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first_line, *_ = str(error).splitlines() or [type(error).__name__]
+        print(f"fmbench.{name}: out of memory, which others may hold, too ({first_line})", file=sys.stderr)
+        sys.exit(2)
 
 
 @contextlib.contextmanager

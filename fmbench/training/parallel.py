@@ -32,9 +32,10 @@ def check_batch_size(field: str, batch_size: int, mesh: Mesh) -> None:
         UserError: If the number of devices doesn't divide it.
     """
     if batch_size % mesh.size:
+        on_gpus = mesh.devices.flat[0].platform == "gpu"
         raise UserError(
             f"config.{field} is {batch_size}, which {mesh.size} devices cannot share equally; "
-            f"take a multiple of {mesh.size}."
+            f"take a multiple of {mesh.size}{', or one GPU: CUDA_VISIBLE_DEVICES=0' if on_gpus else ''}."
         )
 
 

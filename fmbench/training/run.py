@@ -18,7 +18,7 @@ from fmbench import config as config_lib
 from fmbench import layers
 from fmbench.errors import UserError
 from fmbench.models import exported
-from fmbench.records import store
+from fmbench.records import machine, store
 from fmbench.records.schema import RunRecord, Status
 from fmbench.system.interrupt import StopRequest, stop_on_signals
 from fmbench.system.timing import Stopwatch, seconds_since_process_start
@@ -345,7 +345,7 @@ def _first_line(lanes: list[Lane], plan: Plan, state: TrainState) -> str:
     return (
         f"{_name(lanes)}: {steps.count(state.params) // len(lanes):,} trainable parameters, "
         f"{plan.data.num_train:,} train images, {config.num_epochs} epochs of {plan.data.steps_per_epoch} steps, "
-        f"{config.dtype} on {jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"{config.dtype} on {machine.describe_devices()}, "
         f"convolutions in {'oneDNN' if layers.convolves_in_onednn() and len(lanes) == 1 else 'XLA'}"
     )
 

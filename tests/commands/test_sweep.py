@@ -260,6 +260,16 @@ def test_the_table_ranks_by_validation_accuracy_and_has_no_test_accuracy(run, fa
         assert not re.search(r"75\.5|95\.5|0\.755|0\.955", text)
 
 
+def test_without_a_device_no_run_but_the_first_is_tried(run, fake_main, monkeypatch):
+    fake_main.outcomes |= {(1.0, 0): 2}
+    monkeypatch.setenv("JAX_PLATFORMS", "wrong")
+    code, _, err = run("--grid=optimizer.learning_rate=1,0.1", "--out=here")
+    assert code == 2
+    assert fake_main.trained() == [("1", "0")]
+    assert err.startswith("fmbench.sweep: JAX_PLATFORMS is 'wrong', and JAX has no device")
+    assert len(err.splitlines()) == 1
+
+
 def test_the_others_are_still_run_after_one_that_fails_or_diverges(run, fake_main):
     fake_main.outcomes |= {(1.0, 0): 2, (1.0, 1): 3, (0.1, 0): -9}
     arguments = ("--grid=optimizer.learning_rate=1,0.1,0.01", "--seeds=0,1", "--out=here")

@@ -180,6 +180,41 @@ def test_runs_under_other_conditions_stand_in_another_table(results_dir, run, mo
     assert f"1 x Abacus 9 (2 cores), float32, data of {VERSION}" in titles
 
 
+def on_gpu(kind: str = "NVIDIA H100", *, watts: float | None = 700.0, clock: int | None = 1980) -> dict:
+    accelerator = schema.Accelerator(kind=kind, power_limit_watts=watts, sm_clock_mhz=clock)
+    return {"device_platform": "gpu", "device_kind": kind, "accelerators": [accelerator.model_dump()]}
+
+
+@pytest.mark.parametrize(
+    ("other", "title"),
+    [
+        (on_gpu(watts=350.0), "1 x NVIDIA H100 (350 W)"),
+        (on_gpu(watts=None), "1 x NVIDIA H100"),
+        (on_gpu("NVIDIA H100 MIG 1g.10gb"), "1 x NVIDIA H100 MIG 1g.10gb (700 W)"),
+    ],
+    ids=["power limit", "unknown limit", "slice"],
+)
+def test_gpus_of_other_limits_and_slices_stand_in_another_table(results_dir, run, other, title):
+    publish(make_record("a", wrong=0, environment=on_gpu()), results_dir, wrong=0)
+    publish(make_record("b", wrong=100, environment=other), results_dir, wrong=100)
+    assert run()[0] == 0
+    text = (results_dir / "leaderboard.md").read_text()
+    titles = [line.partition(",")[0] for line in re.findall(r"^## (.*)", text, flags=re.MULTILINE)]
+    assert sorted(titles) == sorted(["1 x NVIDIA H100 (700 W)", title])
+
+
+def test_a_gpus_driver_libraries_and_clocks_stand_above_its_table(results_dir, run):
+    for seed, clock in enumerate((1980, 1410, None)):
+        versions = {"jax": "0.12.0", "NVIDIA driver": f"580.{seed}", "CUDA": "13.0", "cuDNN": "9.12.0"}
+        environment = on_gpu(clock=clock) | {"versions": versions}
+        publish(make_record("a", seed, environment=environment), results_dir)
+    assert run()[0] == 0
+    sentence = (
+        "NVIDIA driver 580.0, 580.1, 580.2; CUDA 13.0; cuDNN 9.12.0; SM clock 1410 to 1980 MHz at the runs' ends."
+    )
+    assert f"{VERSION}\n\n{sentence}\n\n| rank" in (results_dir / "leaderboard.md").read_text()
+
+
 def test_one_core_is_a_singular(results_dir, run):
     publish(make_record("a", wrong=0, environment={"cpu_cores": 1}), results_dir, wrong=0)
     assert run()[0] == 0
