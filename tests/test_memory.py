@@ -27,7 +27,8 @@ def little(make_config):
 
 
 def train(config, tmp_path):
-    return api.run(config, tmp_path / "work", tmp_path / "results")
+    (record,) = api.run(config, tmp_path / "work", tmp_path / "results")
+    return record
 
 
 def test_what_xla_raises_is_known():
@@ -81,7 +82,9 @@ def test_a_run_that_ran_out_of_memory_goes_on_from_where_it_was(little, tmp_path
 
 
 def test_in_an_evaluation_its_batch_is_named(little, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "np", SimpleNamespace(**vars(np) | {"concatenate": lambda outputs: exhaust()}))
+    monkeypatch.setattr(
+        steps, "np", SimpleNamespace(**vars(np) | {"concatenate": lambda outputs, axis: exhaust()})
+    )
     with pytest.raises(UserError, match=r"out of memory with config\.eval_batch_size=400 .*=200 may fit"):
         train(little(), tmp_path)
 
@@ -96,7 +99,7 @@ def test_in_an_evaluation_its_batch_is_named(little, tmp_path, monkeypatch):
     ],
 )
 def test_the_largest_part_of_a_batch_that_fits_is_found(little, monkeypatch, limit, said):
-    monkeypatch.setattr(memory, "_needed_bytes", lambda config: 1000 * config.batch_size)
+    monkeypatch.setattr(memory, "_needed_bytes", lambda config, seeds: 1000 * config.batch_size)
     monkeypatch.setattr(memory, "_memory_of_device", lambda: limit / memory.SHARE)
     with pytest.raises(UserError) as error, memory.explained(little(batch_size=480)):
         exhaust()
