@@ -34,6 +34,12 @@ def misbehave(how: str) -> None:
         time.sleep(60)
 
 
+def environ() -> dict:
+    return {
+        name: os.environ.get(name, "") for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "FMBENCH_CACHE")
+    }
+
+
 def answer(fields: dict) -> None:
     print(json.dumps(fields), flush=True)
 
@@ -61,7 +67,10 @@ def main() -> None:
     def obey(do: str, seconds: float = 0.0) -> dict:
         nonlocal rounds
         with Path(os.environ["FAKE_WORKERS_LOG"]).open("a") as log:
-            log.write(json.dumps({"who": who, "do": do, "seconds": seconds, "pid": os.getpid(), **job}) + "\n")
+            log.write(
+                json.dumps({"who": who, "do": do, "seconds": seconds, "pid": os.getpid(), **environ(), **job})
+                + "\n"
+            )
         if command in (do, f"{do} {job['model']}"):
             misbehave(how)
         match do:
@@ -72,6 +81,7 @@ def main() -> None:
                     "system": f"Fake {who}",
                     "versions": {"fake": "1"},
                     "num_params": num_params,
+                    "bytes_per_image": 2e6,
                 }
             case "logits":
                 shift = float(how) if command == "shift" else 0.0
@@ -85,7 +95,7 @@ def main() -> None:
             case "infer":
                 return {"images": 10 * SPEEDS[NAME], "seconds": 1.0, "core_seconds": 2.0}
             case "memory":
-                return {"peak_memory_bytes": job["copies"] * 10**8}
+                return {"peak_memory_bytes": job["copies"] * job["seeds"] * 10**8}
         raise ValueError(do)
 
     answer(obey("job"))

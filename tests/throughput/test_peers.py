@@ -117,6 +117,7 @@ class Sleepy:
     """A system that only counts."""
 
     name, versions, num_params, num_trainable_params = "sleepy", {"sleep": "1"}, 12, 10
+    bytes_per_image: float | None = 3.0
 
     def __init__(self, job: protocol.Job):
         if job.model != "mlp":
@@ -141,6 +142,9 @@ class Sleepy:
     def wait(self, started) -> None:
         self.calls.append(f"waited for {started}")
 
+    def peak_memory_bytes(self) -> int:
+        return protocol.process_peak_memory_bytes()
+
 
 def converse(job: dict, *commands: dict) -> tuple[int, list[dict]]:
     answers = io.StringIO()
@@ -161,7 +165,7 @@ def test_conversation(make_job):
     )
     assert code == 0
     assert ready["ready"] is True and ready["system"] == "sleepy" and set(ready["versions"]) == {"sleep", "python"}
-    assert (ready["num_params"], ready["num_trainable_params"]) == (12, 10)
+    assert (ready["num_params"], ready["num_trainable_params"], ready["bytes_per_image"]) == (12, 10, 3)
     assert logits == {"logits": [[1.0] * 10] * 2}
     assert compiled["flops_per_image"] == 7 and 0 <= compiled["compile_seconds"] < 1
     assert trained["images"] == 5 and set(trained) == {"images", "seconds", "core_seconds"}
