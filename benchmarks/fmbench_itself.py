@@ -139,7 +139,7 @@ class FmbenchItself:
         return machine.peak_memory_bytes()
 
 
-def matrix_traffic(jaxpr: jax.extend.core.Jaxpr) -> int:
+def matrix_traffic(jaxpr: Any) -> int:
     """Bytes of the operands and results of all convolutions and matrix products, also of inner functions."""
     traffic = 0
     for equation in jaxpr.eqns:

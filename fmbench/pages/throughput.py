@@ -257,7 +257,7 @@ fmbench's training of one net with several seeds in one program; images are thos
 
 ARMS_TEXT = """\
 Ways of running fmbench's training, in turns as above, each a process with an empty cache of compiled programs. A
-call of 10 epochs stands for a run in one call; its epochs share an order. An arm that this XLA does not know says
+call of 3 epochs stands for a run in one call; its epochs share an order. An arm that this XLA does not know says
 so."""
 
 

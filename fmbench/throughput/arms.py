@@ -44,7 +44,7 @@ def choose_arms(run_config: config_dict.ConfigDict) -> list[Arm]:
         Arm("100 steps a call", dtype, steps_per_call=100),
         Arm("an epoch a call", dtype, steps_per_call=steps_per_epoch),
         # Stands for a whole run: the epochs of a call share one order, since the order is an argument of the call.
-        Arm("10 epochs a call", dtype, steps_per_call=10 * steps_per_epoch),
+        Arm("3 epochs a call", dtype, steps_per_call=3 * steps_per_epoch),
         Arm(f"{other}", other),
         Arm("float32 in full, not TF32", "float32", matmul_precision="highest"),
         *(Arm(name, dtype, xla_flags=flag) for name, flag in flags.items()),

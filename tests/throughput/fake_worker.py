@@ -21,6 +21,10 @@ NAME = Path(sys.argv[0]).stem
 def misbehave(how: str) -> None:
     if how == "die":
         sys.exit("Traceback\nout of | memory")
+    if how == "flag":
+        sys.exit(
+            f"F1 parse.cc:1] Unknown flag in XLA_FLAGS: {os.environ['XLA_FLAGS']}\n*** stack trace: ***\n@ 0x1"
+        )
     if how == "error":
         answer({"error": "no such\nlayer"})
         sys.exit(1)
@@ -71,7 +75,7 @@ def main() -> None:
                 json.dumps({"who": who, "do": do, "seconds": seconds, "pid": os.getpid(), **environ(), **job})
                 + "\n"
             )
-        if command in (do, f"{do} {job['model']}"):
+        if command in (do, f"{do} {job['model']}", f"{do} {os.environ.get('XLA_FLAGS')}"):
             misbehave(how)
         match do:
             case "job":

@@ -1,6 +1,7 @@
 """The systems under test of `python -m fmbench.benchmark`: the protocol, and that all run the same nets."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -455,6 +456,7 @@ def test_stock_flax_refuses_muon(make_job):
     ("peer", "fields", "message"),
     [
         ("torch", {"augment": {"random_erasing": 0.5}}, "the step has random_erasing, which this peer"),
+        ("torch", {"platform": "tpu"}, "has no tpu here"),
         ("torch", {"optimizer": MUON | {"nesterov": False}}, "this peer has adam, sgd, and muon with nesterov"),
         ("keras", {"label_smoothing": 0.1}, "the step has label_smoothing, which this peer does not do"),
         ("keras", {"optimizer": MUON | {"keep_norm": False}}, "optimizer 'muon': this peer has adam and sgd"),
@@ -472,6 +474,51 @@ def test_other_peers_refuse(make_job, peer, fields, message):
     )
     assert done.returncode == 1
     assert message in json.loads(done.stdout)["error"]
+
+
+# Run in PyTorch's environment: a step on the device 'meta', which has shapes only, must touch nothing elsewhere.
+ON_META = """
+import contextlib, json, sys, protocol, peer_torch, torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+class OnMeta(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for x in tree_leaves((arguments, keywords, result)):
+            # Adam counts its steps on the CPU where it is not capturable.
+            assert not isinstance(x, torch.Tensor) or x.ndim == 0 or x.device.type == "meta", function
+        return result
+
+peer_torch.choose_device = lambda platform: torch.device("meta")
+torch.autocast = lambda *arguments, **keywords: contextlib.nullcontext()
+for name in ("Adam", "SGD"):  # fused ones are not there
+    setattr(torch.optim, name, lambda *a, kind=getattr(torch.optim, name), fused, **k: kind(*a, **k))
+for line in sys.stdin:
+    system = peer_torch.PyTorch(protocol.Job(**json.loads(line)))
+    with OnMeta():
+        system.train_step()
+        system.infer_step()
+    for optimizer in system.optimizers:
+        if hasattr(optimizer, "steps_done"):
+            assert optimizer.steps_done.device.type == "meta"
+"""
+
+
+def test_torch_makes_every_tensor_of_a_step_on_its_device(make_job):
+    skip_without("torch")
+    recipe = {"augment": {"flip": True, "crop_padding": 1}, "selection": {"easy": 0.5}}
+    jobs = [make_job(model, variant="eager-float32", weights=None) for model in ("mlp", "cnn4", "resnet")]
+    jobs.append(make_job("speedrun", variant="eager-float32", weights=None, **recipe))
+    done = subprocess.run(
+        [str(peer_python("torch")), "-c", ON_META],
+        cwd=BENCHMARKS,
+        input="".join(json.dumps(job) + "\n" for job in jobs),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------------------- real workers
@@ -542,6 +589,40 @@ def test_fmbench_infers_and_trains_what_it_counts(make_job):
     assert (system.train_step()[0], system.infer_step()[0]) == (32, 64)
     assert system.infer_step()[1]["predictions"].shape == (64,)
     assert int(system.state.step) == 1
+
+
+def test_the_least_traffic_of_a_step(make_job):
+    """Of the MLP by hand: of each layer three products, of the first one two, and Adam's state with parameters."""
+    job = protocol.Job(**make_job("mlp"))
+    sizes = (784, 256, 512, 100, 10)
+    batch = job.batch_size
+    product = [batch * (inputs + outputs) + inputs * outputs for inputs, outputs in itertools.pairwise(sizes)]
+    numbers = 3 * sum(product) - product[0]
+    updated = 3 * 384_854  # parameters and two moments
+    counter = 2 * 4  # Adam's number of steps
+    expected = 4 * (numbers + 2 * updated) + counter
+    assert fmbench_itself.FmbenchItself(job).bytes_per_image * batch == pytest.approx(expected, rel=1e-3)
+    in_bfloat16 = protocol.Job(**make_job("mlp", variant="bfloat16", dtype="bfloat16"))
+    assert fmbench_itself.FmbenchItself(in_bfloat16).bytes_per_image * batch == pytest.approx(
+        expected - 2 * numbers, rel=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps_per_call", "lengths"), [(0, [1] * 4), (4, [4] * 3 + [1] * 3 + [4]), (20, [20, 20])]
+)
+def test_fmbench_does_as_many_steps_a_call_as_it_is_told(make_job, steps_per_call, lengths):
+    """15 batches of the sample's 480 images are an epoch; a call of more goes on, as no run does."""
+    system = fmbench_itself.FmbenchItself(protocol.Job(**make_job("mlp", steps_per_call=steps_per_call)))
+    assert system.data.steps_per_epoch == 15
+    system.compile()
+    assert [system.train_step()[0] // 32 for _ in lengths] == lengths
+    assert int(system.state.step) == sum(lengths)
+
+
+def test_several_seeds_are_refused_rather_than_left_out(make_job):
+    with pytest.raises(ValueError, match="several seeds in one program"):
+        fmbench_itself.FmbenchItself(protocol.Job(**make_job("mlp", seeds=2)))
 
 
 def test_weights_file(tmp_path, monkeypatch):
