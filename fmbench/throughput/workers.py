@@ -24,6 +24,7 @@ BENCHMARKS = config.REPOSITORY / "benchmarks"
 PEERS = ("torch", "keras")
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 
+XLA_FLAG_ERRORS = ("Unknown flag", "Illegal value for --xla")
 TIMEOUT = 600.0  # seconds that a worker may take for an answer
 
 
@@ -187,7 +188,8 @@ class Worker:
             self.process.wait(timeout=5)
         self.stderr.seek(0)
         words = self.stderr.read().decode(errors="replace")
-        last = next((line for line in words.splitlines() if "Unknown flag" in line), None) or last_line(words)
+        flags = [line for line in words.splitlines() if any(error in line for error in XLA_FLAG_ERRORS)]
+        last = flags[0] if flags else last_line(words)  # XLA goes on with what all its flags are
         return f"ended with exit code {self.process.returncode}: {last[:200]}"
 
     def kill(self) -> None:

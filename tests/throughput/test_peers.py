@@ -521,6 +521,77 @@ def test_torch_makes_every_tensor_of_a_step_on_its_device(make_job):
     assert done.returncode == 0, done.stderr
 
 
+# Run in PyTorch's environment: what the worker does on a GPU, with a CUDA that only takes notes, on the CPU.
+ON_FAKE_GPU = """
+import collections, contextlib, json, sys, protocol, peer_torch, torch
+notes = collections.Counter()
+protocol.num_cores = lambda: 1
+
+def note(name, result=None):
+    return lambda *arguments, **keywords: notes.update([name]) or result
+
+class Event:
+    record, synchronize = note("recorded"), note("waited")
+
+class Graph:
+    replay = note("replayed")
+
+class Stream:
+    wait_stream = note("streams")
+
+torch.cuda.Event, torch.cuda.CUDAGraph, torch.cuda.Stream = Event, Graph, Stream
+torch.cuda.current_stream = torch.cuda.Stream
+torch.cuda.stream = torch.cuda.graph = lambda _: contextlib.nullcontext()
+torch.cuda.get_device_name, torch.cuda.max_memory_allocated = note("name", "Fake"), note("memory", 12)
+torch.compiler.cudagraph_mark_step_begin = note("marked")
+torch.compile = lambda function, dynamic, mode: notes.update([mode]) or function
+peer_torch.choose_device = lambda platform: torch.device("cpu")
+peer_torch.PyTorch.on_gpu = property(lambda self: True, lambda self, value: None)
+tf32, allow_tf32 = [], peer_torch.allow_tf32
+peer_torch.allow_tf32 = lambda allowed: tf32.append(allowed) or allow_tf32(allowed)
+plain = peer_torch.make_optimizers  # capturable ones refuse CPUs
+peer_torch.make_optimizers = lambda *arguments, capturable: plain(*arguments) if capturable else None
+for line in sys.stdin:
+    notes.clear(), tf32.clear()
+    system = peer_torch.PyTorch(protocol.Job(**json.loads(line)))
+    worker = protocol.Worker(system)
+    worker.obey("logits", count=3)
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    worker.obey("compile")
+    assert system.peak_memory_bytes() == 12
+    print(json.dumps([tf32, system.name, notes]))
+"""
+
+
+def test_torch_on_a_gpu(make_job):
+    """No GPU is here: the calls of the worker's own code, not what they do."""
+    skip_without("torch")
+    modes = ("eager", "compile", "graph")
+    recipe = {"augment": {"flip": True, "crop_padding": 1}, "selection": {"easy": 0.5}, "platform": "gpu"}
+    recipe |= {"batch_size": 8, "infer_batch_size": 8}
+    jobs = [make_job("speedrun", variant=f"{mode}-float32", **recipe) for mode in modes]
+    done = subprocess.run(
+        [str(peer_python("torch")), "-c", ON_FAKE_GPU],
+        cwd=BENCHMARKS,
+        input="".join(json.dumps(job) + "\n" for job in jobs),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    steps = {"recorded": 6, "waited": 6}  # one of training and of inference to compile, two to warm up
+    expected: list[dict] = [
+        steps,
+        steps | {"max-autotune": 2, "marked": 6},
+        steps | {"max-autotune-no-cudagraphs": 2, "replayed": 6, "streams": 4},
+    ]
+    for line, mode, counts in zip(done.stdout.splitlines(), modes, expected, strict=True):
+        tf32, name, notes = json.loads(line)
+        assert tf32 == [True, False, True]  # not for the logits, which are compared
+        assert f" {mode}, channels_last, Fake, cuDNN" in name and name.endswith(", TF32")
+        assert notes == counts | {"name": 1, "memory": 1}
+
+
 # ---------------------------------------------------------------------------- real workers
 
 
