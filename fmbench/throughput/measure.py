@@ -151,11 +151,8 @@ def measure_model(
         for system in systems
     ]
     with contextlib.ExitStack() as stack:
-        for entrant in entrants:
-            stack.callback(entrant.stop)
         save_weights(systems[0], spec, weights, setting.environ)
-        for entrant in entrants:
-            entrant.start(setting.environ)
+        _start(entrants, [setting.environ] * len(entrants), stack)
         compare_nets(entrants)
         for entrant in entrants:
             entrant.time_compile(setting.environ)
@@ -212,16 +209,20 @@ def measure_arms(spec: str, setting: Setting) -> Sweep:
     caches = tempfile.mkdtemp(dir=setting.scratch)
     environs = [environ_of(arm, fresh_caches(Path(caches, str(number)))) for number, arm in enumerate(arms)]
     with contextlib.ExitStack() as stack:
-        for entrant in entrants:
-            stack.callback(entrant.stop)
-        # Starting takes no device, compiling does: XLA times what it chooses from.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(Entrant.start, entrants, environs))
+        _start(entrants, environs, stack)
         for entrant in entrants:
             entrant.row["compile_seconds_cold"] = entrant.compile()
         race(entrants, setting.conditions.rounds, setting.conditions.seconds, infer=False)
         rows = [entrant.finish() for entrant in entrants]
     return Sweep(conditions=now(setting.conditions), rows=rows)
+
+
+def _start(entrants: list[Entrant], environs: list[dict[str, str]], stack: contextlib.ExitStack) -> None:
+    """Starts all at once, to be stopped with the stack; they compile in turn, since libraries time choices."""
+    for entrant in entrants:
+        stack.callback(entrant.stop)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(Entrant.start, entrants, environs))
 
 
 def _sweep(spec: str, setting: Setting, changes: list[dict[str, Any]]) -> list[Row]:
@@ -233,9 +234,8 @@ def _sweep(spec: str, setting: Setting, changes: list[dict[str, Any]]) -> list[R
         for change in changes
     ]
     with contextlib.ExitStack() as stack:
+        _start(entrants, [setting.environ] * len(entrants), stack)
         for entrant in entrants:
-            stack.callback(entrant.stop)
-            entrant.start(setting.environ)
             entrant.compile()
         race(entrants, setting.conditions.rounds, setting.conditions.seconds, infer=False)
         return [entrant.finish() for entrant in entrants]
