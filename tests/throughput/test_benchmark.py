@@ -402,6 +402,7 @@ def test_arms_differ_in_one_thing_each_and_share_no_cache(run, results_dir, log,
     assert run("--sections=arms", "--rounds=1", f"--configs={CNN1}", platform="gpu")[0] == 0
     trained = {entry["pid"]: entry for entry in log() if entry["do"] == "train"}.values()
     assert len({entry["FMBENCH_CACHE"] for entry in trained}) == len(trained) == 17
+    assert all(entry["XLA_FLAGS"].startswith("--xla_dump_to=x") for entry in trained)
     ways = [
         (
             entry["dtype"],
