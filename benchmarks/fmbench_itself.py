@@ -12,6 +12,7 @@ import protocol
 if __name__ == "__main__":
     ANSWERS = protocol.claim_stdout()
 
+import contextlib
 import dataclasses
 import sys
 from typing import Any
@@ -28,11 +29,18 @@ from ml_collections import config_dict
 import fmbench
 from fmbench import config as config_lib
 from fmbench import entries
+from fmbench.records import machine
 from fmbench.system import runtime
 from fmbench.training import input_pipeline, parallel, steps
 from fmbench.training.optimizer import make_optimizer
 
 INFER_BATCHES = 10
+
+# What has to read its operands from memory and to write its results there; all else can be fused into it.
+MATRIX_PRIMITIVES = (
+    *("dot_general", "conv_general_dilated"),
+    *("convolution", "convolution_input_grad", "convolution_kernel_grad"),  # fmbench.layers.convolution_primitives
+)
 
 
 class FmbenchItself:
@@ -41,6 +49,7 @@ class FmbenchItself:
     def __init__(self, job: protocol.Job):
         job.check_variant("float32", "bfloat16")
         self.config = make_config(job)
+        self.seeds = job.seeds
         self.mesh = parallel.make_mesh()
         parallel.check_batch_size("batch_size", self.config.batch_size, self.mesh)
         parallel.check_batch_size("eval_batch_size", self.config.eval_batch_size, self.mesh)
@@ -62,8 +71,10 @@ class FmbenchItself:
         self.calls_done = 0
         self.name = f"fmbench {fmbench.__version__}, JAX {jax.__version__}"
         self.versions = {module.__name__: module.__version__ for module in (jax, jaxlib, flax, optax)}
-        self.num_trainable_params = steps.count(state.params)
-        self.num_params = self.num_trainable_params + steps.count(state.model_state)
+        one = steps.of_seed(state, 0)
+        self.num_trainable_params = steps.count(one.params)
+        self.num_params = self.num_trainable_params + steps.count(one.model_state)
+        self.bytes_per_image = self.least_traffic(one) / self.config.batch_size
 
     def logits(self, count: int) -> np.ndarray:
         @jax.jit
@@ -72,37 +83,76 @@ class FmbenchItself:
             return model(input_pipeline.normalize(images, self.config.data.normalization)).astype(jnp.float32)
 
         images = self.data.train_rows["image"][:count]
-        return np.asarray(forward(self.state.params, self.state.model_state, images))
+        # To be compared: on accelerators float32 is multiplied in fewer bits otherwise.
+        on_cpu = jax.default_backend() == "cpu"
+        with contextlib.nullcontext() if on_cpu else jax.default_matmul_precision("highest"):
+            return np.asarray(forward(self.state.params, self.state.model_state, images))
+
+    def least_traffic(self, state: steps.TrainState) -> float:
+        """Bytes that an update on a batch moves to and from memory at the least, if nothing stays in a cache.
+
+        Each convolution and matrix product of the net and its gradient reads its operands and writes its results
+        once, and so does the optimizer with its state; all between them is fused into them.
+        """
+
+        def loss(params: Any, model_state: Any, images: jax.Array) -> jax.Array:
+            model = nnx.merge(self.graphdef, params, model_state, copy=True)
+            return model(images, train=True, rngs=nnx.Rngs(dropout=0)).astype(jnp.float32).sum()
+
+        images = jax.ShapeDtypeStruct((self.config.batch_size, 28, 28, 1), jnp.float32)
+        one_device = parallel.make_mesh(jax.devices()[:1])
+        gradient = jax.make_jaxpr(parallel.map_over(one_device, jax.grad(loss)))
+        updated = state.params, state.model_state, state.opt_state, state.average
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(updated))
+        return 2 * state_bytes + matrix_traffic(gradient(state.params, state.model_state, images).jaxpr)
 
     def compile(self) -> float:
         steps_per_call = steps.choose_steps_per_call(self.config, self.data.steps_per_epoch)
+        if self.config.steps_per_call > self.data.steps_per_epoch:  # what no run does, yet
+            steps_per_call = self.config.steps_per_call
         (self.train_programs, *_), self.eval_programs = steps.compile_programs(
             self.config, self.mesh, self.data, self.graphdef, self.tx, self.state, steps_per_call
         )
-        return self.train_programs[steps_per_call].count_flops() / self.config.batch_size
+        return self.train_programs[steps_per_call].count_flops() / self.config.batch_size / self.seeds
 
     def train_step(self) -> tuple[int, Any]:
         epoch, done = divmod(self.steps_done, self.data.steps_per_epoch)
         if done == 0:
             self.order = self.data.epoch_order(epoch)
         longest = max(self.train_programs)
-        length = longest if done + longest <= self.data.steps_per_epoch else 1
+        in_epoch = done + longest <= self.data.steps_per_epoch or longest > self.data.steps_per_epoch
+        length = longest if in_epoch else 1
         self.state, metrics = self.train_programs[length].run(
             self.state, self.data.train_rows, self.order, self.data.seed
         )
         self.steps_done += length
-        return length * self.config.batch_size, metrics
+        return length * self.config.batch_size * self.seeds, metrics
 
     def infer_step(self) -> tuple[int, Any]:
         batches = self.data.eval_batches["test"]
         batch = batches[self.calls_done % len(batches)]
         self.calls_done += 1
-        size = len(batch["label"])
+        size = len(batch["label"])  # with several seeds each classifies all images; those of one are counted
         results = self.eval_programs[size].run(self.state.params, self.state.model_state, batch)
         return size * self.config.eval_batch_size, results
 
     def wait(self, started: Any) -> None:
         jax.block_until_ready(started)
+
+    def peak_memory_bytes(self) -> int:
+        return machine.peak_memory_bytes()
+
+
+def matrix_traffic(jaxpr: Any) -> int:
+    """Bytes of the operands and results of all convolutions and matrix products, also of inner functions."""
+    traffic = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in MATRIX_PRIMITIVES:
+            arrays: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+            traffic += sum(array.size * array.dtype.itemsize for array in arrays)
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            traffic += matrix_traffic(inner) if hasattr(inner, "eqns") else 0
+    return traffic
 
 
 def make_config(job: protocol.Job) -> config_dict.ConfigDict:
@@ -113,6 +163,7 @@ def make_config(job: protocol.Job) -> config_dict.ConfigDict:
         config.optimizer.update(job.optimizer)
         config.dtype = job.dtype
         config.batch_size = job.batch_size
+        config.steps_per_call = job.steps_per_call or config.steps_per_call
         config.eval_batch_size = job.infer_batch_size
         config.data.normalization = job.normalization
         config.data.split = "all"
@@ -138,7 +189,7 @@ def make_data(job: protocol.Job, config: config_dict.ConfigDict, mesh: jax.shard
             input_pipeline.eval_calls(
                 images[inferred], labels[inferred], config.eval_batch_size, config.steps_per_call
             ),
-            np.uint32(config.seed),
+            np.arange(job.seeds, dtype=np.uint32) if job.seeds > 1 else np.uint32(config.seed),
         ),
         mesh,
     )

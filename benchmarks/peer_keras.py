@@ -198,6 +198,7 @@ class Keras:
         self.name = f"Keras {keras.__version__}, TensorFlow {tf.__version__}{policy}"
         self.versions = {"keras": keras.__version__, "tensorflow": tf.__version__}
         self.num_params = sum(int(np.prod(v.shape)) for v in self.model.weights)
+        self.bytes_per_image: float | None = None
         self.num_trainable_params = sum(int(np.prod(v.shape)) for v in self.model.trainable_weights)
 
     def forward(self, images: tf.Tensor, training: bool) -> tf.Tensor:
@@ -242,6 +243,9 @@ class Keras:
 
     def infer_step(self) -> tuple[int, Any]:
         return self.job.infer_batch_size, self.infer_program(next(self.infer_batches))
+
+    def peak_memory_bytes(self) -> int:
+        return protocol.process_peak_memory_bytes()
 
     def wait(self, started: tf.Tensor) -> None:
         started.numpy()

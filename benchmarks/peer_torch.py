@@ -1,7 +1,9 @@
-"""PyTorch on CPUs, for `python -m fmbench.benchmark`: the same nets as an expert of PyTorch runs them.
+"""PyTorch, for `python -m fmbench.benchmark`: the same nets as an expert of PyTorch runs them.
 
-Channels last, a thread per core, fused optimizers; eager or torch.compile (which needs a C++ compiler), float32 or
-autocast to bfloat16.
+Channels last, fused optimizers; eager or torch.compile, float32 or autocast to bfloat16. On CPUs a thread per
+core; torch.compile needs a C++ compiler there. On an NVIDIA GPU all data stay on the device, cuDNN times its
+algorithms, float32 is multiplied as TF32, as JAX does it by default, torch.compile is told "max-autotune", which
+makes CUDA graphs of the forward and the backward pass, and `graph` is the whole step, compiled, in one CUDA graph.
 """
 
 import protocol
@@ -12,7 +14,7 @@ if __name__ == "__main__":
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -291,40 +293,58 @@ class PyTorch:
     """A net with its optimizer and its data."""
 
     def __init__(self, job: protocol.Job):
-        job.check_variant("eager-float32", "eager-bfloat16", "compile-float32", "compile-bfloat16")
+        self.device = choose_device(job.platform)
+        self.on_gpu = self.device.type == "cuda"
+        modes = ("eager", "compile", "graph") if self.on_gpu else ("eager", "compile")
+        job.check_variant(*(f"{mode}-{dtype}" for mode in modes for dtype in ("float32", "bfloat16")))
         job.check_step("label_smoothing", "selection", "keep_norm", "crop_padding", "flip")
         torch.set_num_threads(protocol.num_cores())
         torch.manual_seed(protocol.SEED)
+        torch.backends.cudnn.benchmark = True
+        allow_tf32(True)
         self.job = job
         images, labels = job.load_rows()
-        self.images = torch.from_numpy(images)
-        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.images = torch.from_numpy(images).to(self.device)
+        self.labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
         augments = any(job.augment.values())
         self.crops = all_crops(self.images, job.augment["crop_padding"]) if augments else None
-        self.last_losses = torch.full((len(images),), math.inf) if job.selection.get("easy") else None
-        self.train_batches = protocol.shuffled_batches(len(images), job.batch_size)
-        self.infer_batches = protocol.consecutive_batches(len(images), job.infer_batch_size)
+        self.last_losses = None
+        if job.selection.get("easy"):
+            self.last_losses = torch.full((len(images),), math.inf, device=self.device)
+        self.train_batches = shuffled_batches(len(images), job.batch_size, self.device)
+        self.infer_batches = consecutive_batches(len(images), job.infer_batch_size, self.device)
 
         self.model = MODELS[job.model](**job.arguments)
         weights = job.load_weights()
         if weights is not None:
             set_weights(self.model, weights)
-        self.model.to(memory_format=torch.channels_last)
-        self.optimizers = make_optimizers(self.model, job.optimizer)
+        self.model.to(device=self.device, memory_format=torch.channels_last)
+        self.optimizers = make_optimizers(self.model, job.optimizer, capturable=self.on_gpu)
         self.loss = self.model_loss
         self.classes = self.model_classes
+        self.update = self.plain_update
 
-        mode, dtype = job.variant.split("-")
+        self.mode, dtype = job.variant.split("-")
         autocast = ", autocast" if dtype == "bfloat16" else ""
-        self.name = f"PyTorch {torch.__version__} {mode}, channels_last{autocast}"
+        on_gpu = (
+            f", {torch.cuda.get_device_name()}, cuDNN {torch.backends.cudnn.version()}, TF32"
+            if self.on_gpu
+            else ""
+        )
+        self.name = f"PyTorch {torch.__version__} {self.mode}, channels_last{autocast}{on_gpu}"
         self.versions = {"torch": torch.__version__}
+        self.bytes_per_image: float | None = None
         self.num_params = sum(array.numel() for array in canonical(self.model).values())
         self.num_trainable_params = sum(parameter.numel() for parameter in self.model.parameters())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         scale, shift = protocol.normalization_constants(self.job.normalization)
         x = images.view(-1, 1, 28, 28).float().mul_(scale).add_(shift)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.job.dtype == "bfloat16"):
+        # A cache of converted weights, of use where one is used twice, would not live through a CUDA graph.
+        autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.job.dtype == "bfloat16", cache_enabled=False
+        )
+        with autocast:
             logits = self.model(x)
         return logits.float()
 
@@ -340,19 +360,44 @@ class PyTorch:
 
     def logits(self, count: int) -> np.ndarray:
         self.model.eval()
+        allow_tf32(False)  # to be compared
         with torch.inference_mode():
-            return self.forward(self.images[:count]).numpy()
+            logits = self.forward(self.images[:count]).cpu().numpy()
+        allow_tf32(True)
+        return logits
 
     def compile(self) -> None:
-        if self.job.variant.startswith("compile"):
-            self.loss = torch.compile(self.model_loss, dynamic=False)
-            self.classes = torch.compile(self.model_classes, dynamic=False)
-        self.train_step()  # compiles, or picks primitives and plans
-        self.infer_step()
+        if self.mode != "eager":
+            modes = {"compile": "max-autotune", "graph": "max-autotune-no-cudagraphs"}
+            mode = modes[self.mode] if self.on_gpu else None
+            self.loss = torch.compile(self.model_loss, dynamic=False, mode=mode)
+            self.classes = torch.compile(self.model_classes, dynamic=False, mode=mode)
+        self.model.train()
+        if self.mode == "graph":
+            self.update = captured(self.plain_update, next(self.train_batches))
+            self.model.eval()
+            with torch.inference_mode():
+                self.classes = captured(self.classes, self.images[next(self.infer_batches)])
+        self.wait(self.train_step()[1])  # compiles, or picks primitives and plans
+        self.wait(self.infer_step()[1])
 
     def train_step(self) -> tuple[int, Any]:
         self.model.train()
-        indices = torch.from_numpy(next(self.train_batches))
+        return self.job.batch_size, self.started(self.update, next(self.train_batches))
+
+    def started(self, function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> Any:
+        """Calls it; what `wait` takes is the result or, on a GPU, an event after it."""
+        if not self.on_gpu:
+            return function(batch)
+        if self.mode == "compile":
+            torch.compiler.cudagraph_mark_step_begin()
+        function(batch)
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def plain_update(self, indices: torch.Tensor) -> torch.Tensor:
+        """One update; the batch's mean loss before it."""
         loss, losses = self.loss(self.augmented(indices), self.labels[indices])
         self.model.zero_grad(set_to_none=True)
         loss.backward()
@@ -360,26 +405,88 @@ class PyTorch:
             optimizer.step()
         if self.last_losses is not None:
             self.last_losses[indices] = losses
-        return self.job.batch_size, loss
+        return loss
 
     def augmented(self, indices: torch.Tensor) -> torch.Tensor:
         """These train images, each cropped and flipped by itself."""
         if self.crops is None:
             return self.images[indices]
-        corners = torch.randint(self.crops.shape[1], (2, len(indices)))
+        corners = torch.randint(self.crops.shape[1], (2, len(indices)), device=self.device)
         images = self.crops[indices, corners[0], corners[1]]
         if self.job.augment["flip"]:
-            images = torch.where(torch.rand(len(indices), 1, 1) < 0.5, images.flip(2), images)
+            flipped = torch.rand(len(indices), 1, 1, device=self.device) < 0.5
+            images = torch.where(flipped, images.flip(2), images)
         return images
 
     def infer_step(self) -> tuple[int, Any]:
         self.model.eval()
         with torch.inference_mode():
-            classes = self.classes(self.images[torch.from_numpy(next(self.infer_batches))])
-        return self.job.infer_batch_size, classes
+            started = self.started(self.classes, self.images[next(self.infer_batches)])
+        return self.job.infer_batch_size, started
 
     def wait(self, started: Any) -> None:
         """On CPUs a step is done when its call returns."""
+        if self.on_gpu:
+            started.synchronize()
+
+    def peak_memory_bytes(self) -> int:
+        return torch.cuda.max_memory_allocated() if self.on_gpu else protocol.process_peak_memory_bytes()
+
+
+def choose_device(platform: str) -> torch.device:
+    """The device for a job's platform.
+
+    Raises:
+        ValueError: If this PyTorch cannot use it.
+    """
+    if platform == "cpu":
+        return torch.device("cpu")
+    if platform == "gpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    raise ValueError(f"PyTorch {torch.__version__} has no {platform} here")
+
+
+def allow_tf32(allowed: bool) -> None:
+    """On NVIDIA GPUs: whether float32 is multiplied with 10 bits of mantissa, as JAX does by default there."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def shuffled_batches(num_rows: int, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """`protocol.shuffled_batches`, of which the device gets an epoch at a time."""
+    if batch_size > num_rows:
+        raise ValueError(f"batch_size is {batch_size}, but the train set has only {num_rows} images")
+    while True:
+        order = torch.randperm(num_rows, device=device)
+        for start in range(0, num_rows - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]
+
+
+def consecutive_batches(num_rows: int, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """`protocol.consecutive_batches` on the device."""
+    for start in itertools.count(0, batch_size):
+        yield torch.arange(start, start + batch_size, device=device) % num_rows
+
+
+def captured(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """The function as a CUDA graph, for batches of this shape, after it has been called some times."""
+    given = batch.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function(given)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function(given)
+
+    def replay(batch: torch.Tensor) -> torch.Tensor:
+        given.copy_(batch)
+        graph.replay()
+        return result
+
+    return replay
 
 
 def all_crops(images: torch.Tensor, padding: int) -> torch.Tensor:
@@ -398,7 +505,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, kernels: list[torch.Tensor], learning_rate: float, momentum: float, weight_decay: float):
         super().__init__(kernels, {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay})
         self.averages = [torch.zeros_like(kernel) for kernel in kernels]
-        self.steps_done = 0
+        self.steps_done = torch.zeros((), device=kernels[0].device)  # there, for CUDA graphs
 
     @torch.no_grad()
     def step(self) -> None:
@@ -408,7 +515,7 @@ class Muon(torch.optim.Optimizer):
         self.steps_done += 1
         torch._foreach_lerp_(self.averages, grads, 1 - momentum)
         updates = torch._foreach_mul(self.averages, momentum / (1 - momentum ** (self.steps_done + 1)))
-        torch._foreach_add_(updates, grads, alpha=(1 - momentum) / (1 - momentum**self.steps_done))
+        torch._foreach_add_(updates, torch._foreach_mul(grads, (1 - momentum) / (1 - momentum**self.steps_done)))
         torch._foreach_mul_(group["params"], 1 - group["lr"] * group["weight_decay"])
         for kernel, update in zip(group["params"], updates, strict=True):
             matrix = orthogonalized(update.flatten(1))
@@ -426,7 +533,7 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / (matrix.norm() + 1e-8)
     gram = x @ x.T
-    product = torch.eye(len(x), dtype=x.dtype)
+    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(5):
         factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal().add_(a)
@@ -448,8 +555,8 @@ class KeepNorm:
         torch._foreach_mul_(self.kernels, torch._foreach_div(self.norms, torch._foreach_norm(self.kernels)))
 
 
-def make_optimizers(model: nn.Module, settings: dict[str, Any]) -> list[Any]:
-    """What takes a step each, in this order, in every update.
+def make_optimizers(model: nn.Module, settings: dict[str, Any], *, capturable: bool = False) -> list[Any]:
+    """What takes a step each, in this order, in every update; `capturable` in CUDA graphs.
 
     Adam; SGD with weight decay on kernels; or Muon for the kernels of hidden layers, and Adam for the rest, with
     Nesterov's momentum both.
@@ -462,7 +569,8 @@ def make_optimizers(model: nn.Module, settings: dict[str, Any]) -> list[Any]:
     optimizers: list[Any]
     match settings["name"]:
         case "adam":
-            optimizers = [torch.optim.Adam(parameters, rate, betas, settings["eps"], fused=True)]
+            adam = {"betas": betas, "eps": settings["eps"], "fused": True, "capturable": capturable}
+            optimizers = [torch.optim.Adam(parameters, rate, **adam)]
         case "sgd":
             groups = [{"params": kernels, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
             optimizers = [torch.optim.SGD(groups, rate, momentum, nesterov=settings["nesterov"], fused=True)]
@@ -470,6 +578,7 @@ def make_optimizers(model: nn.Module, settings: dict[str, Any]) -> list[Any]:
             *hidden, head = kernels
             # With an infinite decay its momentum is b1 from the first step on, as in optax.
             nadam = {"lr": settings["adam_factor"] * rate, "betas": betas, "momentum_decay": math.inf}
+            nadam["capturable"] = capturable
             optimizers = [Muon(hidden, rate, momentum, decay), torch.optim.NAdam([head, *others], **nadam)]
         case name:
             raise ValueError(f"optimizer '{name}': this peer has adam, sgd, and muon with nesterov")

@@ -7,7 +7,8 @@ A worker is a process of its own, in the environment of its library:
 Standard input and output carry one JSON object a line. The first line in is the job (`Job`); its answer, when the
 system is built and holds the given weights, is
 
-    {"ready": true, "system": "...", "versions": {...}, "num_params": n, "num_trainable_params": n}
+    {"ready": true, "system": "...", "versions": {...}, "num_params": n, "num_trainable_params": n,
+     "bytes_per_image": n or null}
 
 Then every line in is a command and is answered by one line:
 
@@ -72,6 +73,10 @@ class Job:
     train_labels: str  # .npy, int32 (n,)
     weights: str | None = None  # .npz, by dotted path, shaped as in Flax; None: the system's own initial values
     copies: int = 1  # of the train set, in a row
+    platform: str = "cpu"  # what to run on: cpu or gpu
+    # For fmbench's own worker: how many updates a call does, 0 for its default; how many seeds train together.
+    steps_per_call: int = 0
+    seeds: int = 1
     # What else a training step does: the fields of fmbench's config, `augment` that of the first stage.
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
@@ -130,6 +135,7 @@ class System(Protocol):
     versions: dict[str, str]
     num_params: int  # with batch-norm statistics
     num_trainable_params: int
+    bytes_per_image: float | None  # the least memory traffic of a training step, where the system counts it
 
     def logits(self, count: int) -> np.ndarray:
         """Logits (count, 10) of the first train images, in evaluation mode."""
@@ -153,6 +159,9 @@ class System(Protocol):
 
     def wait(self, started: Any) -> None:
         """Returns when a started step is done."""
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory held at any time: the accelerator's or, on CPUs, `process_peak_memory_bytes`."""
 
 
 # ---------------------------------------------------------------------------- for the systems
@@ -279,6 +288,7 @@ class Worker:
             "versions": self.system.versions | {"python": platform.python_version()},
             "num_params": self.system.num_params,
             "num_trainable_params": self.system.num_trainable_params,
+            "bytes_per_image": self.system.bytes_per_image,
         }
 
     def obey(self, do: str, **arguments: Any) -> dict[str, Any]:
@@ -295,7 +305,7 @@ class Worker:
             case "infer":
                 return self.measure(self.system.infer_step, **arguments)
             case "memory":
-                return {"peak_memory_bytes": peak_memory_bytes()}
+                return {"peak_memory_bytes": self.system.peak_memory_bytes()}
         raise ValueError(f"unknown command '{do}'")
 
     def compile(self) -> dict[str, Any]:
@@ -332,7 +342,7 @@ class Worker:
         }
 
 
-def peak_memory_bytes() -> int:
+def process_peak_memory_bytes() -> int:
     """The most memory this process has held."""
     status = Path("/proc/self/status")
     if status.exists():  # on Linux ru_maxrss is inherited from the parent, which may have been larger

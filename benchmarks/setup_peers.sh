@@ -13,9 +13,11 @@ there already and right is left alone. stock Flax needs none: it runs in fmbench
   torch    benchmarks/.venv-torch, 1 GB; torch.compile also needs a C++ compiler
   keras    benchmarks/.venv-keras, 1.6 GB
 
-FMBENCH_PEERS_DIR names another folder for the environments than benchmarks/. pip's own settings
-(PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) say where packages come from: on Linux, PyPI's PyTorch brings
-some 3 GB of CUDA libraries, which PyTorch's own index of CPU wheels (pytorch.org, Get Started) avoids.
+FMBENCH_PEERS_DIR names another folder for the environments than benchmarks/. Where a Python has
+the library already, as PyTorch for a GPU, FMBENCH_TORCH_PYTHON names it, and nothing is set up.
+pip's own settings (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS) say where packages come from: on Linux, PyPI's
+PyTorch brings some 3 GB of CUDA libraries, which PyTorch's own index of CPU wheels (pytorch.org, Get
+Started) avoids.
 
 Exit status: 0 done, 1 set-up failed, 2 a mistake in the command.
 END

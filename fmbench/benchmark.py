@@ -3,9 +3,11 @@
     python -m fmbench.benchmark
     python -m fmbench.benchmark --peers=torch,keras --configs=configs/vgg_like.py --dtype=float32
 
-Results go to <results_dir>/throughput.json as soon as they are complete, and are rendered to throughput.md. What
-is measured again replaces its earlier measurement; models and sections that are not measured this time stay.
-PyTorch and Keras need environments of their own, made by benchmarks/setup_peers.sh.
+Results go to <results_dir>/throughput.json as soon as they are complete, those of accelerators to
+throughput-gpu.json or -tpu.json beside it, and all are rendered to throughput.md. What is measured again replaces
+its earlier measurement; models and sections that are not measured this time stay. PyTorch and Keras need
+environments of their own, made by benchmarks/setup_peers.sh, or interpreters that have them, named in
+FMBENCH_TORCH_PYTHON and FMBENCH_KERAS_PYTHON.
 
 Exit codes: 0 done, 1 --check found a difference, 2 something given cannot be used, 130 interrupted.
 """
@@ -22,8 +24,14 @@ from fmbench.errors import UserError
 from fmbench.pages import throughput
 from fmbench.records import store
 from fmbench.system import command_line
-from fmbench.throughput import measure
-from fmbench.throughput.measurements import Overheads, json_path, read_measurements, summary
+from fmbench.throughput import arms, measure
+from fmbench.throughput.measurements import (
+    Overheads,
+    json_path,
+    read_all,
+    read_measurements,
+    summary,
+)
 from fmbench.throughput.overheads import measure_overheads
 from fmbench.throughput.workers import (
     BENCHMARKS,
@@ -32,6 +40,8 @@ from fmbench.throughput.workers import (
     TIMEOUT,
     choose_systems,
     interpreter,
+    left_out,
+    say,
 )
 
 # One entry for each net of which some peer does the whole training step.
@@ -42,7 +52,8 @@ CONFIGS = (
     "configs/speedrun.py:94",
 )
 
-SECTIONS = ("models", "overheads", "batch_sizes", "dataset_sizes")
+SECTIONS = ("models", "overheads", "batch_sizes", "dataset_sizes", "arms", "seeds_together")
+CPU_SECTIONS = SECTIONS[:4]  # by default: what the others compare makes a difference on accelerators
 
 
 def main() -> None:
@@ -64,10 +75,20 @@ def _parse_arguments() -> argparse.Namespace:
         shown = f" (default: {','.join(default)})" if default else ""
         parser.add_argument(flag, type=_split, default=default, metavar="A,B", help=text + shown)
 
-    add_list("--configs", CONFIGS, "config files of the section models, as fmbench.main takes them")
+    parser.add_argument(
+        "--configs",
+        type=_split,
+        metavar="A,B",
+        help="config files of the sections models and arms, as fmbench.main takes them (default: those that some "
+        f"peer trains alike; of arms {','.join(arms.CONFIGS)}, on CPUs {','.join(arms.CPU_CONFIGS)})",
+    )
     add_list("--peers", (), f"further systems to measure, of {', '.join(PEERS)}; none by default")
     add_list("--dtype", DTYPES, "dtypes of the computation; fmbench in float32 is always measured")
-    add_list("--sections", (), f"what to measure, of {', '.join(SECTIONS)}; all by default, with --json models")
+    add_list(
+        "--sections",
+        (),
+        f"what to measure, of {', '.join(SECTIONS)}; by default all, on CPUs the first four, with --json models",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument(
         "--seconds",
@@ -79,7 +100,7 @@ def _parse_arguments() -> argparse.Namespace:
         "--json", action="store_true", help="print one JSON object per model and system, and write no files"
     )
     parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
-    parser.add_argument("--render", action="store_true", help="write throughput.md from throughput.json, and stop")
+    parser.add_argument("--render", action="store_true", help="write throughput.md from the JSON files, and stop")
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 if throughput.md is not up to date, and stop"
     )
@@ -92,14 +113,14 @@ def _split(text: str) -> tuple[str, ...]:
 
 def _render(results_dir: Path, *, check: bool) -> int:
     """Writes throughput.md, or looks whether it is what it should be. Returns the exit code."""
-    if not json_path(results_dir).exists():
+    measured = read_all(results_dir)
+    if not measured:
         raise UserError(f"{json_path(results_dir)} does not exist; measure first.")
-    measurements = read_measurements(results_dir)
     path = throughput.md_path(results_dir)
     if not check:
-        throughput.write(measurements, results_dir)
+        throughput.write_page(results_dir)
         print(f"{path} is rendered.")
-    elif not path.exists() or path.read_bytes() != throughput.render(measurements).encode():
+    elif not path.exists() or path.read_bytes() != throughput.render(measured).encode():
         print(
             f"{path} is not what the measurements say; run python -m fmbench.benchmark --render.", file=sys.stderr
         )
@@ -120,7 +141,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
             if value not in allowed:
                 raise UserError(f"--{flag}={value}: there is no such choice; choose from {', '.join(allowed)}.")
     for flag in ("configs", "dtype"):
-        if not getattr(arguments, flag):
+        if getattr(arguments, flag) == ():
             raise UserError(f"--{flag} is empty.")
     if arguments.rounds < 1:
         raise UserError(f"--rounds={arguments.rounds}: at least 1 is needed.")
@@ -131,27 +152,37 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     for peer in arguments.peers:
         python = interpreter(peer)
         if not python.exists():
-            raise UserError(f"{peer} has no environment at {python}; run benchmarks/setup_peers.sh {peer}.")
+            raise UserError(
+                f"{peer} has no environment at {python}; run benchmarks/setup_peers.sh {peer}, or name an "
+                f"interpreter that has it in FMBENCH_{peer.upper()}_PYTHON."
+            )
 
 
 def _measure(arguments: argparse.Namespace) -> None:
     """Measures the sections that were asked for; each result is kept as soon as there is one."""
     _check_arguments(arguments)
-    sections = arguments.sections or (("models",) if arguments.json else SECTIONS)
-    configs = {spec: measure.load_config(spec) for spec in arguments.configs}
-    systems = choose_systems(arguments.peers, arguments.dtype)
+    configs = {spec: measure.load_config(spec) for spec in arguments.configs or CONFIGS}
     if not arguments.json:
         store.check_writable(arguments.results_dir)
-        read_measurements(arguments.results_dir)
+        read_all(arguments.results_dir)
 
     def keep(**parts: Any) -> None:
         # Read again: hours may have passed, and another call may have written its part.
-        measurements = read_measurements(arguments.results_dir)
-        throughput.write(measure.merge(measurements, **parts), arguments.results_dir)
+        measurements = read_measurements(arguments.results_dir, setting.platform)
+        throughput.write(measure.merge(measurements, **parts), arguments.results_dir, setting.platform)
 
     with tempfile.TemporaryDirectory(prefix="fmbench-benchmark-") as directory:
         setting = measure.prepare(Path(directory), arguments.rounds, arguments.seconds)
+        on_cpu = setting.platform == "cpu"
+        sections = arguments.sections or (CPU_SECTIONS if on_cpu else SECTIONS)
+        if arguments.json:
+            sections = ("models",)
         if "models" in sections:
+            missing = left_out(arguments.peers, setting.platform)
+            for peer, reason in missing.items():
+                say(f"{peer} is left out: {reason}.")
+            peers = [peer for peer in arguments.peers if peer not in missing]
+            systems = choose_systems(peers, arguments.dtype, setting.platform)
             for spec, run_config in configs.items():
                 measured = measure.measure_model(run_config, spec, systems, setting)
                 if arguments.json:
@@ -166,8 +197,14 @@ def _measure(arguments: argparse.Namespace) -> None:
             keep(batch_sizes=measure.measure_batch_sizes(setting))
         if "dataset_sizes" in sections:
             keep(dataset_sizes=measure.measure_dataset_sizes(setting))
+        if "arms" in sections:
+            for spec in arguments.configs or (arms.CPU_CONFIGS if on_cpu else arms.CONFIGS):
+                sweep = measure.measure_arms(spec, setting)
+                keep(arms={sweep.rows[0].model: sweep})
+        if "seeds_together" in sections:
+            keep(seeds_together=measure.measure_seeds_together(setting))
     if not arguments.json:
-        written = json_path(arguments.results_dir), throughput.md_path(arguments.results_dir)
+        written = json_path(arguments.results_dir, setting.platform), throughput.md_path(arguments.results_dir)
         print(f"{', '.join(sections)}: {' and '.join(map(str, written))} are written.")
 
 

@@ -1,6 +1,7 @@
 """The page results/throughput.md: the measurements in tables, and the targets that they meet or miss."""
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,25 +19,38 @@ from fmbench.throughput.measurements import (
     infer_speeds,
     json_path,
     median,
+    read_all,
     train_speeds,
 )
 
 
-def write(measurements: Measurements, results_dir: Path) -> None:
-    """Writes <results_dir>/throughput.json and .md, each atomically.
+def write(measurements: Measurements, results_dir: Path, platform: str = "cpu") -> None:
+    """Writes the platform's JSON file in `results_dir`, and the page, each atomically.
 
     Raises:
         UserError: If they cannot be written there.
     """
     Measurements.model_validate(measurements.model_dump())
-    json_text = measurements.model_dump_json(indent=1) + "\n"
+    _write(json_path(results_dir, platform), measurements.model_dump_json(indent=1) + "\n")
+    write_page(results_dir)
+
+
+def write_page(results_dir: Path) -> None:
+    """Writes <results_dir>/throughput.md from what was measured on all kinds of devices.
+
+    Raises:
+        UserError: If a file cannot be read or written there.
+    """
+    _write(md_path(results_dir), render(read_all(results_dir)))
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        results_dir.mkdir(parents=True, exist_ok=True)
-        for path, text in {json_path(results_dir): json_text, md_path(results_dir): render(measurements)}.items():
-            with files.atomic_file(path) as file:
-                file.write(text.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.atomic_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        raise UserError(f"{results_dir}: cannot write the measurements ({error.strerror}).") from error
+        raise UserError(f"{path.parent}: cannot write the measurements ({error.strerror}).") from error
 
 
 def md_path(results_dir: Path) -> Path:
@@ -83,6 +97,14 @@ SPEED_TARGETS = (
     *(SpeedTarget(entry, (YARDSTICK,), LIBRARIES, 1.0) for entry in ENTRIES),
     SpeedTarget("speedrun-94", (YARDSTICK,), TORCH, 1.0),
     SpeedTarget("mlp", (YARDSTICK,), (FLAX, *LIBRARIES), 1.5),
+)
+GPU_TORCH: tuple[Variant, ...] = tuple(
+    (f"PyTorch {mode}", dtype) for dtype in ("float32", "bfloat16") for mode in ("eager", "compile", "graph")
+)
+GPU_SPEED_TARGETS = tuple(
+    SpeedTarget(entry, BOTH_DTYPES, GPU_TORCH, least)
+    for least in (1.0, 1.5)
+    for entry in ("vgg_like", "resnet-20-paper", "speedrun-94", "mlp")
 )
 RUN_TARGETS = (
     RunTarget("mlp", "start to first step, caches warm", "first_step_seconds", "s", 4.0, at_most=True),
@@ -139,9 +161,10 @@ def _verdict(met: bool | None) -> str:
 
 
 def _names(variants: tuple[Variant, ...]) -> str:
-    """'the best of Keras, PyTorch eager in float32', for variants of one dtype."""
-    names = ", ".join(system for system, _ in variants)
-    return f"{'the best of ' if len(variants) > 1 else ''}{names} in {variants[0][1]}"
+    """'the best of Keras, PyTorch eager in float32'."""
+    names = ", ".join(dict.fromkeys(system for system, _ in variants))
+    dtypes = " or ".join(dict.fromkeys(dtype for _, dtype in variants))
+    return f"{'the best of ' if len(variants) > 1 else ''}{names} in {dtypes}"
 
 
 # Rendering.
@@ -159,24 +182,66 @@ counts in fmbench's training step times the speed; their share is of what a 2048
 row's dtype reached on the machine. Peak memory is the process's. Compile time is cold and, where a system keeps
 compiled programs between processes, warm.
 
+"Of roofline" is the least time of a step divided by the measured one. The least time is the larger of FLOPs / what
+a matrix product reaches, and bytes / what memory moves. The bytes are the least that a step moves if nothing stays
+in a cache between its operations: each convolution and matrix product of the net and its gradient reads its
+operands and writes its results once, so does the optimizer with parameters and its state, and all else is fused
+into these. Systems share FLOPs, and the bytes of a dtype. A step whose arrays fit in a cache can so exceed 100 %.
+
 Why the numbers are what they are, and what was tried: [docs/speed.md](../docs/speed.md). Generated from
-`throughput.json` by `python -m fmbench.benchmark --peers=torch,keras`, after `benchmarks/setup_peers.sh`. Parts
-measured at different times say so."""
+`throughput.json` by `python -m fmbench.benchmark --peers=torch,keras`, after `benchmarks/setup_peers.sh`, and from
+`throughput-gpu.json`, which the same command writes on a machine with a GPU. Parts measured at different times say
+so."""
+
+ON_ACCELERATORS = """\
+As above, but: matrix products are of 8192 x 8192, on one device. Peak memory is the device's, as JAX and PyTorch
+count what they have given out, without the CUDA context and libraries. "float32" multiplies as TF32, with 10 bits
+of mantissa, in all systems: that is JAX's default, and PyTorch is told the same; the logits that are compared
+before are of full float32 in all. PyTorch keeps its data on the device and has cuDNN time its algorithms
+(`cudnn.benchmark`); "compile" is `torch.compile(mode="max-autotune")`, whose forward and backward passes are CUDA
+graphs, and "graph" a whole compiled step, with augmentation and optimizer, in one CUDA graph. Workers take memory
+as they need it (`XLA_PYTHON_CLIENT_PREALLOCATE=false`)."""
+
+NOT_MEASURED = """\
+Not measured yet. On a machine with one, `python -m fmbench.benchmark --peers=torch` fills this section;
+[benchmarks/README.md](../benchmarks/README.md) says how PyTorch is found there."""
 
 
-def render(measurements: Measurements) -> str:
-    """The text of throughput.md."""
-    parts = ["# Throughput", HOW_MEASURED, "## Targets", _targets_table(measurements)]
-    for name, model in sorted(measurements.models.items()):
-        parts += [f"## {name}", _model_conditions(name, model), _model_table(model)]
-    if measurements.overheads:
-        parts += ["## Overheads", OVERHEADS_TEXT, _overheads_table(measurements.overheads)]
-    if measurements.batch_sizes:
-        parts += ["## Batch sizes", "fmbench's training, float32.", _sweep_table(measurements.batch_sizes)]
-    if measurements.dataset_sizes:
-        parts += ["## Sizes of the data set", DATASET_SIZES_TEXT, _sweep_table(measurements.dataset_sizes)]
-    parts += ["## Versions and machines", _versions(measurements)]
+def render(measured: Mapping[str, Measurements]) -> str:
+    """The text of throughput.md.
+
+    Args:
+        measured: What was measured, by the platform: cpu, gpu, tpu.
+    """
+    parts = ["# Throughput", HOW_MEASURED]
+    for platform, measurements in ({"cpu": Measurements(), "gpu": Measurements()} | dict(measured)).items():
+        kinds = sorted({condition.environment.device_kind for condition in _conditions(measurements).values()})
+        parts.append(f"## {platform.upper()}{': ' if kinds else ''}{', '.join(kinds)}")
+        if platform != "cpu":
+            parts.append(ON_ACCELERATORS if kinds else NOT_MEASURED)
+        parts += ["### Targets", _targets_table(measurements, platform)]
+        parts += _sections(measurements)
     return "\n\n".join(parts) + "\n"
+
+
+def _sections(measurements: Measurements) -> list[str]:
+    """All that was measured on one kind of device."""
+    parts = []
+    for name, model in sorted(measurements.models.items()):
+        parts += [f"### {name}", _model_conditions(name, model), _model_table(model)]
+    if measurements.overheads:
+        parts += ["### Overheads", OVERHEADS_TEXT, _overheads_table(measurements.overheads)]
+    if measurements.batch_sizes:
+        parts += ["### Batch sizes", "fmbench's training, float32.", _sweep_table(measurements.batch_sizes)]
+    if measurements.dataset_sizes:
+        parts += ["### Sizes of the data set", DATASET_SIZES_TEXT, _sweep_table(measurements.dataset_sizes)]
+    if measurements.seeds_together:
+        parts += ["### Seeds together", SEEDS_TEXT, _sweep_table(measurements.seeds_together, "seeds")]
+    if measurements.arms:
+        parts += ["### Arms", ARMS_TEXT, _arms_table(measurements.arms)]
+    if conditions := _conditions(measurements):
+        parts += ["### Versions and machines", _versions(measurements, conditions)]
+    return parts
 
 
 OVERHEADS_TEXT = """\
@@ -187,10 +252,23 @@ of the process."""
 DATASET_SIZES_TEXT = "fmbench's training, float32, with the 60,000 train images in memory as many times as said."
 
 
-def _targets_table(measurements: Measurements) -> str:
+SEEDS_TEXT = """\
+fmbench's training of one net with several seeds in one program; images are those of all seeds together."""
+
+ARMS_TEXT = """\
+Ways of running fmbench's training, in turns as above, each a process with an empty cache of compiled programs. A
+call of 3 epochs stands for a run in one call; its epochs share an order. An arm that this XLA does not know says
+so."""
+
+
+def _targets_table(measurements: Measurements, platform: str) -> str:
     lines = ["| | target | measured | |", "|:--|--:|--:|:--|"]
-    lines += [_speed_target_line(target, measurements) for target in SPEED_TARGETS]
-    lines += [_run_target_line(target, measurements) for target in RUN_TARGETS]
+    lines += [
+        _speed_target_line(target, measurements)
+        for target in (SPEED_TARGETS if platform == "cpu" else GPU_SPEED_TARGETS)
+    ]
+    if platform == "cpu":
+        lines += [_run_target_line(target, measurements) for target in RUN_TARGETS]
     return "\n".join(lines)
 
 
@@ -206,6 +284,8 @@ def _model_conditions(name: str, model: ModelThroughput) -> str:
         facts.append(f"{model.flops_per_image / 1e6:,.1f} MFLOPs per image and training step")
     facts.append(f"{model.conditions.rounds} rounds of {model.conditions.seconds:g} s")
     matmul = model.conditions.matmul_flops_per_sec
+    if memory := model.conditions.memory_bytes_per_sec:
+        facts.append(f"memory {_giga(memory)} GB/s")
     facts.append(
         f"matrix products {', '.join(f'{_giga(matmul[dtype])} GFLOP/s {dtype}' for dtype in sorted(matmul))}"
     )
@@ -215,13 +295,14 @@ def _model_conditions(name: str, model: ModelThroughput) -> str:
 def _model_table(model: ModelThroughput) -> str:
     lines = [
         "| system | training, images/s | fmbench is | inference, images/s | fmbench is | core-s / 1,000 images "
-        "| GFLOP/s | of matmul, % | peak memory, MB | compile cold / warm, s | logits differ by |",
-        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| GFLOP/s | of matmul, % | GB/s | of roofline, % | peak memory, MB | compile cold / warm, s "
+        "| logits differ by |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in model.rows:
         name = f"{row.system} {row.dtype}"
         if row.failure is not None:
-            lines.append(_line([name, _failure(row), *[""] * 9]))
+            lines.append(_line([name, _failure(row), *[""] * 11]))
             continue
         compiling = [row.compile_seconds_cold, row.compile_seconds_warm]
         cells = [
@@ -233,6 +314,8 @@ def _model_table(model: ModelThroughput) -> str:
             _number(median(row.train_core_seconds_per_1000)),
             _giga(model.flops_per_sec(row)),
             _percent(model.matmul_share(row)),
+            _giga(model.bytes_per_sec(row)),
+            _percent(model.roofline_share(row)),
             _megabytes(row.peak_memory_bytes),
             " / ".join(_seconds(seconds) for seconds in compiling),
             "-" if row.max_logit_difference is None else f"{row.max_logit_difference:.0e}",
@@ -267,16 +350,38 @@ def _overheads_table(overheads: Overheads) -> str:
     return "\n".join(lines)
 
 
-def _sweep_table(sweep: Sweep) -> str:
+def _arms_table(arms: Mapping[str, Sweep]) -> str:
     lines = [
-        "| model | batch size | copies | training, images/s | core-s / 1,000 images | peak memory, MB |",
+        "| model | arm | dtype | training, images/s | times default | compile, s | peak memory, MB |",
+        "|:--|:--|:--|--:|--:|--:|--:|",
+    ]
+    for name, sweep in sorted(arms.items()):
+        default = median(sweep.rows[0].train_images_per_sec)
+        for row in sweep.rows:
+            speed = median(row.train_images_per_sec)
+            cells = [
+                name,
+                row.arm,
+                row.dtype,
+                _spread(row.train_images_per_sec) if row.failure is None else _failure(row),
+                _times(speed / default if speed and default else None),
+                _seconds(row.compile_seconds_cold),
+                _megabytes(row.peak_memory_bytes),
+            ]
+            lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _sweep_table(sweep: Sweep, varied: Literal["copies", "seeds"] = "copies") -> str:
+    lines = [
+        f"| model | batch size | {varied} | training, images/s | core-s / 1,000 images | peak memory, MB |",
         "|:--|--:|--:|--:|--:|--:|",
     ]
     for row in sweep.rows:
         cells = [
             row.model,
             f"{row.batch_size:,}",
-            str(row.copies),
+            str(getattr(row, varied)),
             _spread(row.train_images_per_sec) if row.failure is None else _failure(row),
             _number(median(row.train_core_seconds_per_1000)),
             _megabytes(row.peak_memory_bytes),
@@ -285,12 +390,14 @@ def _sweep_table(sweep: Sweep) -> str:
     return "\n".join(lines)
 
 
-def _versions(measurements: Measurements) -> str:
+def _conditions(measurements: Measurements) -> dict[str, Conditions]:
+    """Those of every part."""
+    models = {name: model.conditions for name, model in sorted(measurements.models.items())}
+    return models | {title: section.conditions for title, section in measurements.sections.items()}
+
+
+def _versions(measurements: Measurements, conditions: Mapping[str, Conditions]) -> str:
     """Who was measured when and where; parts that share all of that share an item."""
-    conditions = {name: model.conditions for name, model in sorted(measurements.models.items())}
-    for name in ("overheads", "batch_sizes", "dataset_sizes"):
-        if section := getattr(measurements, name):
-            conditions[name.replace("_", " ")] = section.conditions
     places: dict[str, list[str]] = {}
     for name, condition in conditions.items():
         places.setdefault(_describe(condition), []).append(name)
@@ -302,15 +409,18 @@ def _versions(measurements: Measurements) -> str:
                 line = f"{row.system}, {row.dtype}: {row.description} ({_version_list(row.versions)})"
                 systems.setdefault(line, []).append(name)
     lines += [f"- {line}: {', '.join(names)}" for line, names in systems.items()]
-    return "\n".join(lines) if lines else "Nothing measured yet."
+    return "\n".join(lines)
 
 
 def _describe(conditions: Conditions) -> str:
     environment = conditions.environment
     commit = (environment.git_commit or "no commit")[:12]
     changed = "" if environment.git_dirty is False else ", with changes"
+    device = (
+        "" if environment.device_platform == "cpu" else f"{environment.num_devices} x {environment.device_kind}, "
+    )
     return (
-        f"{conditions.created[:10]}, {environment.cpu} ({environment.cpu_cores} cores), "
+        f"{conditions.created[:10]}, {device}{environment.cpu} ({environment.cpu_cores} cores), "
         f"{environment.operating_system}, Python {environment.python}, {_version_list(environment.versions)}; "
         f"commit {commit}{changed}"
     )

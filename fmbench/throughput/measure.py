@@ -2,10 +2,12 @@
 
 import contextlib
 import multiprocessing
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,14 +20,17 @@ from fmbench import entries
 from fmbench.data import fashion_mnist
 from fmbench.records import machine
 from fmbench.records.schema import Environment
+from fmbench.throughput.arms import choose_arms, environ_of
 from fmbench.throughput.measurements import Conditions, Dtype, Measurements, ModelThroughput, Row, Sweep
-from fmbench.throughput.race import compare_nets, make_entrant, race, save_weights
-from fmbench.throughput.workers import System, choose_systems, fresh_caches, say
+from fmbench.throughput.race import Entrant, compare_nets, make_entrant, race, save_weights
+from fmbench.throughput.workers import DTYPES, System, choose_systems, fresh_caches, say
 
 BATCH_SIZE_CONFIGS = ("cnn1", "mlp")
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 DATASET_SIZE_CONFIG = "mlp"
 COPIES = (1, 4, 16)
+SEEDS_CONFIG = "configs/speedrun.py:94"
+SEEDS = (1, 2, 5, 10, 20)
 
 Result = TypeVar("Result")
 
@@ -45,13 +50,23 @@ class Setting(NamedTuple):
     scratch: Path
     environ: dict[str, str]  # of the workers
 
+    @property
+    def platform(self) -> str:
+        """cpu, gpu or tpu."""
+        return self.conditions.environment.device_platform
+
 
 def merge(
-    measurements: Measurements, *, models: dict[str, ModelThroughput] | None = None, **sections: Any
+    measurements: Measurements,
+    *,
+    models: dict[str, ModelThroughput] | None = None,
+    arms: dict[str, Sweep] | None = None,
+    **sections: Any,
 ) -> Measurements:
-    """The measurements with new sections and models in the place of the old ones."""
+    """The measurements with new sections, models and arms of models in the place of the old ones."""
     together = dict(sorted((measurements.models | (models or {})).items()))
-    return measurements.model_copy(update={"models": together, **sections})
+    all_arms = dict(sorted((measurements.arms | (arms or {})).items()))
+    return measurements.model_copy(update={"models": together, "arms": all_arms, **sections})
 
 
 def prepare(scratch: Path, rounds: int, seconds: float) -> Setting:
@@ -62,12 +77,13 @@ def prepare(scratch: Path, rounds: int, seconds: float) -> Setting:
     dataset = fashion_mnist.load("tfds", None)
     np.save(scratch / "images.npy", dataset.train_images.reshape(len(dataset.train_images), -1))
     np.save(scratch / "labels.npy", dataset.train_labels.astype(np.int32))
-    say("measuring what the machine reaches in matrix products")
-    environment, matmul = _in_fresh_process(describe_machine)
+    say("measuring what the machine reaches in matrix products and in memory")
+    environment, matmul, memory = _in_fresh_process(describe_machine)
     conditions = Conditions(
         created=machine.now(),
         environment=environment,
         matmul_flops_per_sec=matmul,
+        memory_bytes_per_sec=memory,
         rounds=rounds,
         seconds=seconds,
     )
@@ -80,29 +96,41 @@ def _in_fresh_process(function: Callable[[], Result]) -> Result:
         return pool.submit(function).result()
 
 
-def describe_machine() -> tuple[Environment, dict[Dtype, float]]:
-    """The machine, and the FLOP/s of a 2048 x 2048 matrix product on all cores, for each dtype."""
-    size, repetitions = 2048, 10
+def describe_machine() -> tuple[Environment, dict[Dtype, float], float]:
+    """The machine, the FLOP/s of a large matrix product for each dtype, and the bytes/s of a sum of large arrays.
+
+    Products are of 2048 x 2048 on all cores, on accelerators of 8192 x 8192 on one device, in float32 with JAX's
+    default precision there (TF32). The sum is a + 3b, put in the place of a: two arrays read and one written.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    size = 2048 if on_cpu else 8192
     product = jax.jit(lambda x: jnp.dot(x, x, preferred_element_type=jnp.float32))
     matrix = np.random.default_rng(0).standard_normal((size, size), np.float32)
 
-    def flops_per_sec(x: Any, function: Any) -> float:
-        function(x)
-        seconds = []
-        for _ in range(repetitions):
-            start = time.perf_counter()
-            function(x)
-            seconds.append(time.perf_counter() - start)
-        return 2 * size**3 / statistics.median(seconds)
+    def flops_per_sec(dtype: Dtype) -> float:
+        x = jnp.asarray(matrix, dtype)
+        return 2 * size**3 / _median_seconds(lambda: product(x).block_until_ready())
 
-    def on_device(dtype: Dtype) -> float:
-        return flops_per_sec(jnp.asarray(matrix, dtype), lambda x: product(x).block_until_ready())
+    flops: dict[Dtype, float] = {dtype: flops_per_sec(dtype) for dtype in DTYPES}
+    if on_cpu:  # where NumPy's BLAS may be faster than XLA
+        flops["float32"] = max(flops["float32"], 2 * size**3 / _median_seconds(lambda: matrix @ matrix))
+    add = jax.jit(lambda a, b: a + 3 * b, donate_argnums=0)
+    arrays = [jnp.ones((2**26 if on_cpu else 2**28,), jnp.float32) for _ in range(2)]
 
-    # NumPy's BLAS may be faster than XLA.
-    return machine.environment(), {
-        "float32": max(on_device("float32"), flops_per_sec(matrix, lambda x: x @ x)),
-        "bfloat16": on_device("bfloat16"),
-    }
+    def triad() -> None:
+        arrays[0] = add(*arrays).block_until_ready()
+
+    return machine.environment(), flops, 3 * arrays[1].nbytes / _median_seconds(triad)
+
+
+def _median_seconds(function: Callable[[], Any], repetitions: int = 10) -> float:
+    function()
+    seconds = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def now(conditions: Conditions) -> Conditions:
@@ -118,13 +146,13 @@ def measure_model(
     """Races the systems on one model; the first of them is the yardstick."""
     say(f"{run_config.entry}: {', '.join(system.title for system in systems)}")
     weights = setting.scratch / f"{run_config.entry}.npz"
-    entrants = [make_entrant(system, run_config, spec, setting.scratch, weights=weights) for system in systems]
+    entrants = [
+        make_entrant(system, run_config, spec, setting.scratch, setting.platform, weights=weights)
+        for system in systems
+    ]
     with contextlib.ExitStack() as stack:
-        for entrant in entrants:
-            stack.callback(entrant.stop)
         save_weights(systems[0], spec, weights, setting.environ)
-        for entrant in entrants:
-            entrant.start(setting.environ)
+        _start(entrants, [setting.environ] * len(entrants), stack)
         compare_nets(entrants)
         for entrant in entrants:
             entrant.time_compile(setting.environ)
@@ -154,15 +182,60 @@ def measure_dataset_sizes(setting: Setting) -> Sweep:
     return Sweep(conditions=now(setting.conditions), rows=rows)
 
 
+def measure_seeds_together(setting: Setting) -> Sweep:
+    """Trains several seeds in one program, in fmbench."""
+    rows = _sweep(SEEDS_CONFIG, setting, [{"seeds": seeds} for seeds in SEEDS])
+    return Sweep(conditions=now(setting.conditions), rows=rows)
+
+
+def measure_arms(spec: str, setting: Setting) -> Sweep:
+    """Trains a model in fmbench in several ways, each a process with an empty cache of compiled programs."""
+    run_config = load_config(spec)
+    arms = choose_arms(run_config)
+    say(f"{run_config.entry}: {', '.join(arm.name for arm in arms)}")
+    yardstick = choose_systems((), ())[0]
+    entrants = [
+        make_entrant(
+            yardstick._replace(variant=arm.dtype, dtype=arm.dtype),
+            run_config,
+            spec,
+            setting.scratch,
+            setting.platform,
+            steps_per_call=arm.steps_per_call,
+            arm=arm.name,
+        )
+        for arm in arms
+    ]
+    caches = tempfile.mkdtemp(dir=setting.scratch)
+    environs = [environ_of(arm, fresh_caches(Path(caches, str(number)))) for number, arm in enumerate(arms)]
+    with contextlib.ExitStack() as stack:
+        _start(entrants, environs, stack)
+        for entrant in entrants:
+            entrant.row["compile_seconds_cold"] = entrant.compile()
+        race(entrants, setting.conditions.rounds, setting.conditions.seconds, infer=False)
+        rows = [entrant.finish() for entrant in entrants]
+    return Sweep(conditions=now(setting.conditions), rows=rows)
+
+
+def _start(entrants: list[Entrant], environs: list[dict[str, str]], stack: contextlib.ExitStack) -> None:
+    """Starts all at once, to be stopped with the stack; they compile in turn, since libraries time choices."""
+    for entrant in entrants:
+        stack.callback(entrant.stop)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(Entrant.start, entrants, environs))
+
+
 def _sweep(spec: str, setting: Setting, changes: list[dict[str, Any]]) -> list[Row]:
     run_config = load_config(spec)
     yardstick = choose_systems((), ())[0]
     say(f"{run_config.entry}: {', '.join(str(change) for change in changes)}")
-    entrants = [make_entrant(yardstick, run_config, spec, setting.scratch, **change) for change in changes]
+    entrants = [
+        make_entrant(yardstick, run_config, spec, setting.scratch, setting.platform, **change)
+        for change in changes
+    ]
     with contextlib.ExitStack() as stack:
+        _start(entrants, [setting.environ] * len(entrants), stack)
         for entrant in entrants:
-            stack.callback(entrant.stop)
-            entrant.start(setting.environ)
             entrant.compile()
         race(entrants, setting.conditions.rounds, setting.conditions.seconds, infer=False)
         return [entrant.finish() for entrant in entrants]

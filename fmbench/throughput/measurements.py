@@ -32,6 +32,8 @@ class Conditions(_Strict):
     environment: Environment
     # What a large matrix product reaches on the machine, for each dtype.
     matmul_flops_per_sec: Annotated[dict[Dtype, Positive], Field(min_length=2)]
+    # What a sum of two large arrays moves to and from memory; null where it was not measured.
+    memory_bytes_per_sec: Positive | None = None
     rounds: Count
     seconds: Positive  # of training per round
 
@@ -44,11 +46,14 @@ class Row(_Strict):
     dtype: Dtype
     batch_size: Count
     copies: Count = 1  # of the train set, in memory
+    seeds: Count = 1  # trained together, each on its own batches; images are those of all of them
+    arm: str = ""  # the way fmbench was run, where ways are compared
     failure: str | None = None
     description: str = ""  # the system in its own words
     versions: dict[str, str] = {}
     num_params: Count | None = None
     max_logit_difference: Annotated[float, Field(ge=0)] | None = None  # to the yardstick, from the same weights
+    bytes_per_image: Positive | None = None  # the least memory traffic of a training step, where it was counted
     train_images_per_sec: list[Positive] = []
     train_core_seconds_per_1000: list[Seconds] = []  # images
     infer_images_per_sec: list[Positive] = []
@@ -98,6 +103,27 @@ class ModelThroughput(_Strict):
         achieved = self.flops_per_sec(row)
         return None if achieved is None else achieved / self.conditions.matmul_flops_per_sec[row.dtype]
 
+    def bytes_per_image(self, row: Row) -> float | None:
+        """The least memory traffic of a training step in the row's dtype, as fmbench counts it for all systems."""
+        counted = self.find(("fmbench", row.dtype))
+        return None if counted is None else counted.bytes_per_image
+
+    def bytes_per_sec(self, row: Row) -> float | None:
+        """The memory traffic that the row's training achieves, if it needs no more than the least."""
+        speed, traffic = median(row.train_images_per_sec), self.bytes_per_image(row)
+        return None if speed is None or traffic is None else speed * traffic
+
+    def roofline_share(self, row: Row) -> float | None:
+        """The least time of an image divided by the measured one.
+
+        The least time is the larger of FLOPs / what a matrix product reaches and bytes / what memory moves.
+        """
+        compute, traffic = self.matmul_share(row), self.bytes_per_sec(row)
+        bandwidth = self.conditions.memory_bytes_per_sec
+        if compute is None or traffic is None or bandwidth is None:
+            return None
+        return max(compute, traffic / bandwidth)
+
 
 class Sweep(_Strict):
     """fmbench's training under conditions that differ in one thing."""
@@ -138,25 +164,54 @@ class Overheads(_Strict):
 
 
 class Measurements(_Strict):
-    """All of results/throughput.json; each part carries its own conditions."""
+    """All that was measured on one kind of device; each part carries its own conditions."""
 
     schema_version: Literal[1] = 1
     models: dict[str, ModelThroughput] = {}
     overheads: Overheads | None = None
     batch_sizes: Sweep | None = None
     dataset_sizes: Sweep | None = None
+    seeds_together: Sweep | None = None
+    arms: dict[str, Sweep] = {}  # by model; the first row is the way fmbench runs by default
+
+    @property
+    def sections(self) -> dict[str, Overheads | Sweep]:
+        """What there is beside the models, by its title."""
+        sections = {
+            "overheads": self.overheads,
+            "batch sizes": self.batch_sizes,
+            "dataset sizes": self.dataset_sizes,
+            "seeds together": self.seeds_together,
+            **{f"arms of {name}": arms for name, arms in sorted(self.arms.items())},
+        }
+        return {title: section for title, section in sections.items() if section}
 
 
-# Files.
+# Files: one for each kind of device, so that a machine with an accelerator replaces nothing that CPUs measured.
+
+PLATFORMS = ("cpu", "gpu", "tpu")
 
 
-def read_measurements(results_dir: Path) -> Measurements:
-    """What was measured so far; nothing, if there is no file yet.
+def read_all(results_dir: Path) -> dict[str, Measurements]:
+    """What was measured on each kind of device that has a file.
+
+    Raises:
+        UserError: As `read_measurements`.
+    """
+    return {
+        platform: read_measurements(results_dir, platform)
+        for platform in PLATFORMS
+        if json_path(results_dir, platform).exists()
+    }
+
+
+def read_measurements(results_dir: Path, platform: str = "cpu") -> Measurements:
+    """What was measured so far on that kind of device; nothing, if there is no file yet.
 
     Raises:
         UserError: If the file cannot be read or is not valid; names the file and the field.
     """
-    path = json_path(results_dir)
+    path = json_path(results_dir, platform)
     try:
         return Measurements.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -171,8 +226,8 @@ def read_measurements(results_dir: Path) -> Measurements:
         ) from error
 
 
-def json_path(results_dir: Path) -> Path:
-    return results_dir / "throughput.json"
+def json_path(results_dir: Path, platform: str = "cpu") -> Path:
+    return results_dir / ("throughput.json" if platform == "cpu" else f"throughput-{platform}.json")
 
 
 def summary(measured: ModelThroughput, row: Row) -> dict[str, Any]:
@@ -195,6 +250,9 @@ def summary(measured: ModelThroughput, row: Row) -> dict[str, Any]:
         "flops_per_image": measured.flops_per_image,
         "train_flops_per_sec": measured.flops_per_sec(row),
         "matmul_share": measured.matmul_share(row),
+        "bytes_per_image": measured.bytes_per_image(row),
+        "train_bytes_per_sec": measured.bytes_per_sec(row),
+        "roofline_share": measured.roofline_share(row),
         "num_params": row.num_params,
         "max_logit_difference": row.max_logit_difference,
         "peak_memory_bytes": row.peak_memory_bytes,
@@ -203,6 +261,7 @@ def summary(measured: ModelThroughput, row: Row) -> dict[str, Any]:
         "failure": row.failure,
         "description": row.description,
         "versions": row.versions,
+        "device": measured.conditions.environment.device_kind,
         "cpu": measured.conditions.environment.cpu,
         "cpu_cores": measured.conditions.environment.cpu_cores,
     }

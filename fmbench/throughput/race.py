@@ -50,6 +50,7 @@ class Entrant:
                     "description": ready.system,
                     "versions": ready.versions,
                     "num_params": ready.num_params,
+                    "bytes_per_image": ready.bytes_per_image,
                 }
 
     def ask(self, message: dict[str, Any], answer: type[Answer]) -> Answer | None:
@@ -128,12 +129,16 @@ def make_entrant(
     run_config: config_dict.ConfigDict,
     spec: str,
     scratch: Path,
+    platform: str,
     *,
     batch_size: int | None = None,
     copies: int = 1,
+    seeds: int = 1,
+    steps_per_call: int = 0,
+    arm: str = "",
     weights: Path | None = None,
 ) -> Entrant:
-    """Describes the model, the data and the optimizer of a config to a system."""
+    """Describes the model, the data, the optimizer and the kind of device to a system."""
     batch_size = batch_size or run_config.batch_size
     name, model_arguments = split_arguments(run_config.model.to_dict())
     job = {
@@ -150,6 +155,9 @@ def make_entrant(
         "train_labels": str(scratch / "labels.npy"),
         "weights": str(weights) if weights else None,
         "copies": copies,
+        "platform": platform,
+        "steps_per_call": steps_per_call,
+        "seeds": seeds,
         "label_smoothing": run_config.label_smoothing,
         "ema_decay": run_config.ema_decay,
         "grad_clip_norm": run_config.grad_clip_norm,
@@ -162,6 +170,8 @@ def make_entrant(
         "dtype": system.dtype,
         "batch_size": batch_size,
         "copies": copies,
+        "seeds": seeds,
+        "arm": arm,
     }
     return Entrant(system, job, row)
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ BENCHMARKS = config.REPOSITORY / "benchmarks"
 PEERS = ("torch", "keras")
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 
+XLA_FLAG_ERRORS = ("Unknown flag", "Illegal value for --xla")
 TIMEOUT = 600.0  # seconds that a worker may take for an answer
 
 
@@ -44,13 +46,14 @@ class System(NamedTuple):
         return [str(interpreter(self.peer)), str(BENCHMARKS / self.script)]
 
 
-def choose_systems(peers: Sequence[str], dtypes: Sequence[Dtype]) -> list[System]:
+def choose_systems(peers: Sequence[str], dtypes: Sequence[Dtype], platform: str = "cpu") -> list[System]:
     """The systems in the order of the table's rows; the first is the yardstick, fmbench in float32."""
+    torch_modes = ("eager", "compile", "graph") if platform == "gpu" else ("eager", "compile")
     systems = []
     for dtype in DTYPES:
         systems.append(System("fmbench", "fmbench_itself.py", "", dtype, dtype, True))
         systems.append(System("stock Flax", "peer_flax.py", "", dtype, dtype, True))
-        for mode in ("eager", "compile"):
+        for mode in torch_modes:
             systems.append(System(f"PyTorch {mode}", "peer_torch.py", "torch", f"{mode}-{dtype}", dtype, False))
         systems.append(System("Keras", "peer_keras.py", "keras", dtype, dtype, False))
     yardstick = systems[0]
@@ -60,9 +63,11 @@ def choose_systems(peers: Sequence[str], dtypes: Sequence[Dtype]) -> list[System
 
 
 def interpreter(peer: str) -> Path:
-    """The interpreter of a peer's environment."""
+    """What FMBENCH_TORCH_PYTHON and its like name for a peer, or the interpreter that setup_peers.sh made."""
     if not peer:
         return Path(sys.executable)
+    if named := os.environ.get(f"FMBENCH_{peer.upper()}_PYTHON"):
+        return Path(shutil.which(named) or named)
     return Path(os.environ.get("FMBENCH_PEERS_DIR") or BENCHMARKS).absolute() / f".venv-{peer}" / "bin" / "python"
 
 
@@ -80,11 +85,22 @@ def fresh_caches(directory: Path) -> dict[str, str]:
         "PYTHONPATH": str(config.REPOSITORY),
         "FMBENCH_CACHE": str(directory),
         "TORCHINDUCTOR_CACHE_DIR": str(directory / "inductor"),
+        "TRITON_CACHE_DIR": str(directory / "triton"),
+        # On accelerators each takes the memory that it needs: JAX would take three quarters of it at once.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(2**40),
         "MALLOC_TOP_PAD_": str(512 << 20),
     }
+
+
+def left_out(peers: Sequence[str], platform: str) -> dict[str, str]:
+    """The peers that cannot be measured on this kind of device, and why."""
+    reasons = {"keras": f"benchmarks/setup_peers.sh makes it a TensorFlow for CPUs, and this is a {platform}"}
+    if platform != "gpu":
+        reasons["torch"] = f"its worker runs on CPUs and NVIDIA GPUs, and this is a {platform}"
+    return {} if platform == "cpu" else {peer: reason for peer, reason in reasons.items() if peer in peers}
 
 
 class WorkerError(Exception):
@@ -95,6 +111,7 @@ class Ready(BaseModel):
     system: str
     versions: dict[str, str]
     num_params: int
+    bytes_per_image: float | None = None
 
 
 class Logits(BaseModel):
@@ -170,7 +187,9 @@ class Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
         self.stderr.seek(0)
-        last = last_line(self.stderr.read().decode(errors="replace"))
+        words = self.stderr.read().decode(errors="replace")
+        flags = [line for line in words.splitlines() if any(error in line for error in XLA_FLAG_ERRORS)]
+        last = flags[0] if flags else last_line(words)  # XLA goes on with what all its flags are
         return f"ended with exit code {self.process.returncode}: {last[:200]}"
 
     def kill(self) -> None:

@@ -21,6 +21,10 @@ NAME = Path(sys.argv[0]).stem
 def misbehave(how: str) -> None:
     if how == "die":
         sys.exit("Traceback\nout of | memory")
+    if how == "flag":
+        sys.exit(
+            f"F1 parse.cc:1] Unknown flag in XLA_FLAGS: {os.environ['XLA_FLAGS']}\n*** stack trace: ***\n@ 0x1"
+        )
     if how == "error":
         answer({"error": "no such\nlayer"})
         sys.exit(1)
@@ -32,6 +36,12 @@ def misbehave(how: str) -> None:
     if how == "interrupt":
         os.kill(os.getppid(), signal.SIGINT)
         time.sleep(60)
+
+
+def environ() -> dict:
+    return {
+        name: os.environ.get(name, "") for name in ("XLA_FLAGS", "JAX_DEFAULT_MATMUL_PRECISION", "FMBENCH_CACHE")
+    }
 
 
 def answer(fields: dict) -> None:
@@ -61,8 +71,11 @@ def main() -> None:
     def obey(do: str, seconds: float = 0.0) -> dict:
         nonlocal rounds
         with Path(os.environ["FAKE_WORKERS_LOG"]).open("a") as log:
-            log.write(json.dumps({"who": who, "do": do, "seconds": seconds, "pid": os.getpid(), **job}) + "\n")
-        if command in (do, f"{do} {job['model']}"):
+            log.write(
+                json.dumps({"who": who, "do": do, "seconds": seconds, "pid": os.getpid(), **environ(), **job})
+                + "\n"
+            )
+        if command in (do, f"{do} {job['model']}", f"{do} {os.environ.get('XLA_FLAGS')}"):
             misbehave(how)
         match do:
             case "job":
@@ -72,6 +85,7 @@ def main() -> None:
                     "system": f"Fake {who}",
                     "versions": {"fake": "1"},
                     "num_params": num_params,
+                    "bytes_per_image": 2e6,
                 }
             case "logits":
                 shift = float(how) if command == "shift" else 0.0
@@ -85,7 +99,7 @@ def main() -> None:
             case "infer":
                 return {"images": 10 * SPEEDS[NAME], "seconds": 1.0, "core_seconds": 2.0}
             case "memory":
-                return {"peak_memory_bytes": job["copies"] * 10**8}
+                return {"peak_memory_bytes": job["copies"] * job["seeds"] * 10**8}
         raise ValueError(do)
 
     answer(obey("job"))

@@ -37,6 +37,7 @@ CONDITIONS = Conditions(
     created="2026-01-01T00:00:00+00:00",
     environment=Environment(**ENVIRONMENT | {"versions": {"jax": "0.12.0"}}),
     matmul_flops_per_sec={"float32": 1e11, "bfloat16": 5e10},
+    memory_bytes_per_sec=5e10,
     rounds=3,
     seconds=2.0,
 )
@@ -62,16 +63,20 @@ def run(tmp_path, results_dir, monkeypatch, capsys):
     monkeypatch.setattr(fashion_mnist, "load", lambda source, data_dir: sample)
     monkeypatch.setattr(workers, "BENCHMARKS", scripts)
     monkeypatch.setattr(race, "PAUSE", 0.0)
-    monkeypatch.setattr(
-        measure,
-        "_in_fresh_process",
-        lambda function: (CONDITIONS.environment, CONDITIONS.matmul_flops_per_sec),
-    )
     monkeypatch.setenv("FMBENCH_CACHE", str(cache))
     monkeypatch.setenv("FAKE_WORKERS_LOG", str(tmp_path / "log"))
     monkeypatch.delenv("FMBENCH_PEERS_DIR", raising=False)
 
-    def run(*arguments: str, misbehaving: dict[str, tuple[str, str]] | None = None) -> tuple[int, str, str]:
+    def run(
+        *arguments: str, misbehaving: dict[str, tuple[str, str]] | None = None, platform: str = "cpu"
+    ) -> tuple[int, str, str]:
+        device = {} if platform == "cpu" else {"device_platform": platform, "device_kind": "Fake H200"}
+        machine = CONDITIONS.environment.model_copy(update=device)
+        monkeypatch.setattr(
+            measure,
+            "_in_fresh_process",
+            lambda function: (machine, CONDITIONS.matmul_flops_per_sec, CONDITIONS.memory_bytes_per_sec),
+        )
         monkeypatch.setenv("FAKE_WORKERS", json.dumps(misbehaving or {}))
         monkeypatch.setattr(sys, "argv", ["benchmark", f"--results_dir={results_dir}", *arguments])
         code = 0
@@ -102,10 +107,23 @@ FLOAT32 = models("--dtype=float32")
 def table(results_dir: Path, title: str) -> dict[str, list[str]]:
     """The cells of a section's table, by the first of each line."""
     (section,) = re.findall(
-        rf"^## {title}\n(.*?)(?=^## |\Z)", (results_dir / "throughput.md").read_text(), re.MULTILINE | re.DOTALL
+        rf"^### {title}\n(.*?)(?=^##|\Z)", (results_dir / "throughput.md").read_text(), re.MULTILINE | re.DOTALL
     )
     lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("|")][2:]
     return {line[0].strip().strip("*"): [cell.strip() for cell in line[1:]] for line in lines}
+
+
+def sections(results_dir: Path) -> dict[str, list[list[str]]]:
+    """The cells of each table of the page's last kind of device, without its two first lines, by its title."""
+    last = (results_dir / "throughput.md").read_text().rpartition("\n## ")[2]
+    return {
+        section.partition("\n")[0]: [
+            [cell.strip() for cell in line.split("|")[1:-1]]
+            for line in section.splitlines()
+            if line.startswith("|")
+        ][2:]
+        for section in last.split("\n### ")[1:]
+    }
 
 
 # A race.
@@ -159,13 +177,13 @@ def test_row_has_medians_spread_and_ratios_of_medians(run, results_dir):
     assert run(*ALL_FLOAT32)[0] == 0
     rows = table(results_dir, "mlp")
     assert list(rows)[:2] == ["fmbench float32", "stock Flax float32"]
-    # 12,000 images/s at 1 MFLOP are 12 GFLOP/s of 100.
+    # 12,000 images/s at 1 MFLOP are 12 GFLOP/s of 100; at 2 MB 24 GB/s of 50, which is the nearer limit.
     assert rows["fmbench float32"] == [
         *("12,000 (6,000-18,000)", "1.00x", "60,000 (60,000-60,000)", "1.00x", "0.167"),
-        *("12", "12.0", "100", "8.0 / 1.0", "-"),
+        *("12", "12.0", "24", "48.0", "100", "8.0 / 1.0", "-"),
     ]
     assert rows["stock Flax float32"][:4] == ["4,000 (2,000-6,000)", "3.00x", "20,000 (20,000-20,000)", "3.00x"]
-    assert rows["PyTorch compile float32"][8] == "8.0 / -"  # its cache is as new as the others', and not kept
+    assert rows["PyTorch compile float32"][10] == "8.0 / -"  # its cache is as new as the others', and not kept
 
 
 def test_dtypes_and_peers_that_were_asked_for_and_always_the_yardstick(run, results_dir):
@@ -184,6 +202,55 @@ def test_caches_of_the_workers_are_copies_without_compiled_programs(tmp_path, mo
     assert environ["FMBENCH_CACHE"] == str(tmp_path / "copy")
     assert [path.name for path in (tmp_path / "copy").iterdir()] == ["2017-08-31"]
     assert (tmp_path / "copy" / "2017-08-31").resolve() == tmp_path / "cache" / "2017-08-31"
+
+
+# Kinds of devices.
+
+
+def test_a_gpu_has_its_own_file_and_its_own_part_of_the_page(run, results_dir, log):
+    assert run(*FLOAT32)[0] == 0
+    on_cpus = (results_dir / "throughput.json").read_bytes()
+    page = (results_dir / "throughput.md").read_text()
+    assert "## GPU\n\nNot measured yet." in page
+    code, _, stderr = run(*ALL_FLOAT32, platform="gpu")
+    assert code == 0
+    assert (
+        "keras is left out: benchmarks/setup_peers.sh makes it a TensorFlow for CPUs, and this is a gpu.\n"
+        in stderr
+    )
+    assert (results_dir / "throughput.json").read_bytes() == on_cpus
+    both = (results_dir / "throughput.md").read_text()
+    assert both.startswith(page.partition("## GPU")[0])
+    assert "## GPU: Fake H200\n" in both
+    assert [line[0] for line in sections(results_dir)["mlp"]] == [
+        *("**fmbench float32**", "stock Flax float32"),
+        *(f"PyTorch {mode} float32" for mode in ("eager", "compile", "graph")),
+    ]
+    platforms = [(entry["who"].partition(" ")[0], entry["platform"]) for entry in log() if entry["do"] == "job"]
+    assert ("peer_torch", "cpu") not in platforms and ("peer_torch", "gpu") in platforms
+    (results_dir / "throughput-gpu.json").unlink()
+    assert run("--check")[0] == 1
+    assert run("--render")[0] == 0
+    assert (results_dir / "throughput.md").read_text() == page
+
+
+@pytest.mark.parametrize(("platform", "count"), [("cpu", 4), ("gpu", 6), ("tpu", 6)])
+def test_sections_by_default(run, monkeypatch, platform, count):
+    monkeypatch.setattr(benchmark, "measure_overheads", lambda scratch: [])
+    _, stdout, _ = run(f"--configs={MLP}", "--dtype=float32", "--rounds=1", platform=platform)
+    assert stdout.partition(": ")[0] == ", ".join(benchmark.SECTIONS[:count])
+
+
+def test_a_named_interpreter_is_taken_for_a_peer(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMBENCH_PEERS_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("FMBENCH_TORCH_PYTHON", sys.executable)
+    assert run(*models("--peers=torch", "--dtype=float32"))[0] == 0
+    monkeypatch.setenv("FMBENCH_TORCH_PYTHON", "python-that-is-not-there")
+    code, _, stderr = run(*models("--peers=torch"))
+    assert code == 2 and "torch has no environment at python-that-is-not-there" in stderr
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "python-that-is-not-there").symlink_to(sys.executable)
+    assert workers.interpreter("torch") == tmp_path / "python-that-is-not-there"
 
 
 # Failures.
@@ -211,7 +278,7 @@ def test_a_system_that_fails_says_why_and_the_rest_goes_on(run, results_dir, mon
     assert code == 0
     assert time.perf_counter() - start < 30  # fake workers hang for a minute
     rows = table(results_dir, "mlp")
-    assert rows["stock Flax float32"] == [f"failed: {reason}", *[""] * 9]
+    assert rows["stock Flax float32"] == [f"failed: {reason}", *[""] * 11]
     assert rows["fmbench float32"][0] == "12,000 (6,000-18,000)"
     assert f"stock Flax float32 failed: {reason}".replace("\\", "") in stderr
 
@@ -266,7 +333,8 @@ def test_ctrl_c_keeps_finished_models_and_leaves_no_worker(run, results_dir, log
     code, _, stderr = run(*FLOAT32, f"--configs={MLP},{CNN1}", misbehaving=interrupting)
     assert (code, stderr.splitlines()[-1]) == (130, "fmbench.benchmark: interrupted; what was complete is kept.")
     assert list(read_measurements(results_dir).models) == ["mlp"]
-    assert (results_dir / "throughput.md").read_text() == throughput.render(read_measurements(results_dir))
+    measured = {"cpu": read_measurements(results_dir)}
+    assert (results_dir / "throughput.md").read_text() == throughput.render(measured)
     for pid in {entry["pid"] for entry in log()}:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -318,6 +386,59 @@ def test_sweeps(run, results_dir, log):
     assert [row.peak_memory_bytes for row in measured.dataset_sizes.rows] == [10**8, 4 * 10**8, 16 * 10**8]
     assert [row.batch_size for row in measured.batch_sizes.rows] == [*sizes, *sizes]
     assert {entry["do"] for entry in log()} == {"job", "compile", "train", "memory"}
+
+
+def test_seeds_together(run, results_dir, log):
+    assert run("--sections=seeds_together", "--rounds=1", platform="gpu")[0] == 0
+    assert [entry["seeds"] for entry in log() if entry["do"] == "train"] == [1, 2, 5, 10, 20]
+    shown = sections(results_dir)["Seeds together"]
+    assert [line[2:] for line in shown] == [
+        [str(seeds), "6,000 (6,000-6,000)", "0.333", f"{100 * seeds:,}"] for seeds in (1, 2, 5, 10, 20)
+    ]
+
+
+def test_arms_differ_in_one_thing_each_and_share_no_cache(run, results_dir, log, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    assert run("--sections=arms", "--rounds=1", f"--configs={CNN1}", platform="gpu")[0] == 0
+    trained = {entry["pid"]: entry for entry in log() if entry["do"] == "train"}.values()
+    assert len({entry["FMBENCH_CACHE"] for entry in trained}) == len(trained) == 17
+    assert all(entry["XLA_FLAGS"].startswith("--xla_dump_to=x") for entry in trained)
+    ways = [
+        (
+            entry["dtype"],
+            entry["steps_per_call"],
+            entry["XLA_FLAGS"].removeprefix("--xla_dump_to=x").strip(),
+            entry["JAX_DEFAULT_MATMUL_PRECISION"],
+        )
+        for entry in trained
+    ]
+    default = ("float32", 0, "", "")
+    assert ways[:7] == [
+        default,
+        *(("float32", steps, "", "") for steps in (1, 100, 234, 702)),  # 60,000 // 256 are an epoch
+        ("bfloat16", 0, "", ""),
+        ("float32", 0, "", "highest"),
+    ]
+    assert [way[:2] + way[3:] for way in ways[7:]] == [("float32", 0, "")] * 10
+    assert len({way[2] for way in ways[7:]}) == 10 and all(way[2].startswith("--xla_gpu_") for way in ways[7:])
+
+
+def test_an_arm_whose_flag_is_unknown_says_so_and_the_rest_is_kept(run, results_dir):
+    flag = "--xla_gpu_experimental_enable_conv_fusion=true"
+    misbehaving = {"fmbench_itself float32": (f"compile {flag}", "flag")}
+    flags = ("--sections=arms", "--rounds=3", f"--configs={CNN1}")
+    assert run(*flags, misbehaving=misbehaving, platform="gpu")[0] == 0
+    shown = {line[1]: line[2:] for line in sections(results_dir)["Arms"]}
+    assert shown["default"] == ["float32", "12,000 (6,000-18,000)", "1.00x", "8.0", "100"]
+    assert shown["cuDNN graph fusion"] == [
+        "float32",
+        f"failed: ended with exit code 1: F1 parse.cc:1] Unknown flag in XLA_FLAGS: {flag}",
+        *("-", "-", "-"),
+    ]
+    assert shown["NHWC forced"][2] == "1.00x"
+    # The arms of another model are put beside them.
+    assert run("--sections=arms", "--rounds=1", f"--configs={MLP}", platform="gpu")[0] == 0
+    assert list(read_measurements(results_dir, "gpu").arms) == ["cnn1", "mlp"]
 
 
 def test_overheads_are_read_from_the_record(tmp_path, monkeypatch):
@@ -411,9 +532,10 @@ def make_measurements(
     )
 
 
-def targets(measurements: Measurements) -> dict[str, tuple[str, str]]:
+def targets(measurements: Measurements, platform: str = "cpu") -> dict[str, tuple[str, str]]:
     """Measured value and verdict of each target."""
-    lines = throughput.render(measurements).partition("## Targets")[2].partition("\n## ")[0].splitlines()
+    section = throughput.render({platform: measurements}).partition(f"\n## {platform.upper()}")[2]
+    lines = section.partition("### Targets")[2].partition("\n##")[0].splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
     return {f"{what} {bound}": (measured, verdict) for what, bound, measured, verdict in cells[1:]}
 
@@ -446,6 +568,35 @@ def test_targets_are_met_missed_or_open():
     assert list(shown.values())[-3:-1] == [("4.0 s", "**missed**"), ("97.0 %", "met")]
 
 
+def test_a_gpu_has_its_own_targets():
+    best: dict[tuple[str, str], float | None] = FASTER | {
+        ("PyTorch graph", "float32"): 100.0,
+        ("PyTorch graph", "bfloat16"): 220.0,
+    }
+    shown = targets(make_measurements(best), "gpu")
+    assert len(shown) == 8
+    what = "vgg_like: fmbench in its better dtype / the best of PyTorch eager, PyTorch compile, PyTorch graph in "
+    assert shown[f"{what}float32 or bfloat16 ≥ 1.0x"] == ("0.97x", "**missed**")  # 330 / 340
+    best[("fmbench", "bfloat16")] = 510.0
+    assert list(targets(make_measurements(best), "gpu").values())[::4] == [("1.50x", "met"), ("1.50x", "met")]
+    assert targets(Measurements(), "gpu") == dict.fromkeys(shown, ("-", "-"))
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "bytes_per_image", "share"),
+    [(1e10, 1e6, 0.3), (1e9, 1e6, 0.3), (1e9, 2e6, 0.6), (None, 1e6, None), (1e9, None, None)],
+)
+def test_the_roofline_is_the_nearer_limit(bandwidth, bytes_per_image, share):
+    """300 images/s of 100 MFLOP are 0.3 of 100 GFLOP/s; those of 2 MB are 0.6 of 1 GB/s."""
+    model = make_measurements(FASTER).models["vgg_like"]
+    conditions = model.conditions.model_copy(update={"memory_bytes_per_sec": bandwidth})
+    own = model.rows[0].model_copy(update={"bytes_per_image": bytes_per_image})
+    other = model.rows[2].model_copy(update={"train_images_per_sec": [150.0]})  # without bytes of its own
+    model = model.model_copy(update={"conditions": conditions, "rows": [own, other]})
+    assert model.roofline_share(own) == (share and pytest.approx(share))
+    assert model.roofline_share(other) == (share and pytest.approx(share / 2))
+
+
 def test_the_older_jax_has_its_own_target():
     values = list(targets(make_measurements(FASTER, jax="0.10.2")).values())
     assert values[:2] == [("-", "-"), ("2.50x", "**missed**")]
@@ -470,8 +621,7 @@ def test_rendering_depends_on_the_measurements_alone(results_dir):
     throughput.write(measurements, results_dir)
     first = (results_dir / "throughput.md").read_bytes()
     assert read_measurements(results_dir) == measurements
-    assert throughput.render(read_measurements(results_dir)).encode() == first
-    assert throughput.render(Measurements()).endswith("Nothing measured yet.\n")
+    assert throughput.render({"cpu": read_measurements(results_dir)}).encode() == first
 
 
 def test_a_row_has_either_speeds_or_a_failure():
@@ -530,7 +680,8 @@ def test_a_peer_without_environment_names_the_command_that_makes_it(run, tmp_pat
     assert code == 2
     python = tmp_path / "elsewhere" / ".venv-torch" / "bin" / "python"
     assert stderr == (
-        f"fmbench.benchmark: torch has no environment at {python}; run benchmarks/setup_peers.sh torch.\n"
+        f"fmbench.benchmark: torch has no environment at {python}; run benchmarks/setup_peers.sh torch, or name "
+        "an interpreter that has it in FMBENCH_TORCH_PYTHON.\n"
     )
 
 

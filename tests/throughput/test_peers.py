@@ -1,6 +1,7 @@
 """The systems under test of `python -m fmbench.benchmark`: the protocol, and that all run the same nets."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -117,6 +118,7 @@ class Sleepy:
     """A system that only counts."""
 
     name, versions, num_params, num_trainable_params = "sleepy", {"sleep": "1"}, 12, 10
+    bytes_per_image: float | None = 3.0
 
     def __init__(self, job: protocol.Job):
         if job.model != "mlp":
@@ -141,6 +143,9 @@ class Sleepy:
     def wait(self, started) -> None:
         self.calls.append(f"waited for {started}")
 
+    def peak_memory_bytes(self) -> int:
+        return protocol.process_peak_memory_bytes()
+
 
 def converse(job: dict, *commands: dict) -> tuple[int, list[dict]]:
     answers = io.StringIO()
@@ -161,7 +166,7 @@ def test_conversation(make_job):
     )
     assert code == 0
     assert ready["ready"] is True and ready["system"] == "sleepy" and set(ready["versions"]) == {"sleep", "python"}
-    assert (ready["num_params"], ready["num_trainable_params"]) == (12, 10)
+    assert (ready["num_params"], ready["num_trainable_params"], ready["bytes_per_image"]) == (12, 10, 3)
     assert logits == {"logits": [[1.0] * 10] * 2}
     assert compiled["flops_per_image"] == 7 and 0 <= compiled["compile_seconds"] < 1
     assert trained["images"] == 5 and set(trained) == {"images", "seconds", "core_seconds"}
@@ -451,6 +456,7 @@ def test_stock_flax_refuses_muon(make_job):
     ("peer", "fields", "message"),
     [
         ("torch", {"augment": {"random_erasing": 0.5}}, "the step has random_erasing, which this peer"),
+        ("torch", {"platform": "tpu"}, "has no tpu here"),
         ("torch", {"optimizer": MUON | {"nesterov": False}}, "this peer has adam, sgd, and muon with nesterov"),
         ("keras", {"label_smoothing": 0.1}, "the step has label_smoothing, which this peer does not do"),
         ("keras", {"optimizer": MUON | {"keep_norm": False}}, "optimizer 'muon': this peer has adam and sgd"),
@@ -468,6 +474,122 @@ def test_other_peers_refuse(make_job, peer, fields, message):
     )
     assert done.returncode == 1
     assert message in json.loads(done.stdout)["error"]
+
+
+# Run in PyTorch's environment: a step on the device 'meta', which has shapes only, must touch nothing elsewhere.
+ON_META = """
+import contextlib, json, sys, protocol, peer_torch, torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+class OnMeta(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for x in tree_leaves((arguments, keywords, result)):
+            # Adam counts its steps on the CPU where it is not capturable.
+            assert not isinstance(x, torch.Tensor) or x.ndim == 0 or x.device.type == "meta", function
+        return result
+
+peer_torch.choose_device = lambda platform: torch.device("meta")
+torch.autocast = lambda *arguments, **keywords: contextlib.nullcontext()
+for name in ("Adam", "SGD"):  # fused ones are not there
+    setattr(torch.optim, name, lambda *a, kind=getattr(torch.optim, name), fused, **k: kind(*a, **k))
+for line in sys.stdin:
+    system = peer_torch.PyTorch(protocol.Job(**json.loads(line)))
+    with OnMeta():
+        system.train_step()
+        system.infer_step()
+    for optimizer in system.optimizers:
+        if hasattr(optimizer, "steps_done"):
+            assert optimizer.steps_done.device.type == "meta"
+"""
+
+
+def test_torch_makes_every_tensor_of_a_step_on_its_device(make_job):
+    skip_without("torch")
+    recipe = {"augment": {"flip": True, "crop_padding": 1}, "selection": {"easy": 0.5}}
+    jobs = [make_job(model, variant="eager-float32", weights=None) for model in ("mlp", "cnn4", "resnet")]
+    jobs.append(make_job("speedrun", variant="eager-float32", weights=None, **recipe))
+    done = subprocess.run(
+        [str(peer_python("torch")), "-c", ON_META],
+        cwd=BENCHMARKS,
+        input="".join(json.dumps(job) + "\n" for job in jobs),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# Run in PyTorch's environment: what the worker does on a GPU, with a CUDA that only takes notes, on the CPU.
+ON_FAKE_GPU = """
+import collections, contextlib, json, sys, protocol, peer_torch, torch
+notes = collections.Counter()
+protocol.num_cores = lambda: 1
+
+def note(name, result=None):
+    return lambda *arguments, **keywords: notes.update([name]) or result
+
+class Event:
+    record, synchronize = note("recorded"), note("waited")
+
+class Graph:
+    replay = note("replayed")
+
+class Stream:
+    wait_stream = note("streams")
+
+torch.cuda.Event, torch.cuda.CUDAGraph, torch.cuda.Stream = Event, Graph, Stream
+torch.cuda.current_stream = torch.cuda.Stream
+torch.cuda.stream = torch.cuda.graph = lambda _: contextlib.nullcontext()
+torch.cuda.get_device_name, torch.cuda.max_memory_allocated = note("name", "Fake"), note("memory", 12)
+torch.compiler.cudagraph_mark_step_begin = note("marked")
+torch.compile = lambda function, dynamic, mode: notes.update([mode]) or function
+peer_torch.choose_device = lambda platform: torch.device("cpu")
+peer_torch.PyTorch.on_gpu = property(lambda self: True, lambda self, value: None)
+tf32, allow_tf32 = [], peer_torch.allow_tf32
+peer_torch.allow_tf32 = lambda allowed: tf32.append(allowed) or allow_tf32(allowed)
+plain = peer_torch.make_optimizers  # capturable ones refuse CPUs
+peer_torch.make_optimizers = lambda *arguments, capturable: plain(*arguments) if capturable else None
+for line in sys.stdin:
+    notes.clear(), tf32.clear()
+    system = peer_torch.PyTorch(protocol.Job(**json.loads(line)))
+    worker = protocol.Worker(system)
+    worker.obey("logits", count=3)
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    worker.obey("compile")
+    assert system.peak_memory_bytes() == 12
+    print(json.dumps([tf32, system.name, notes]))
+"""
+
+
+def test_torch_on_a_gpu(make_job):
+    """No GPU is here: the calls of the worker's own code, not what they do."""
+    skip_without("torch")
+    modes = ("eager", "compile", "graph")
+    recipe = {"augment": {"flip": True, "crop_padding": 1}, "selection": {"easy": 0.5}, "platform": "gpu"}
+    recipe |= {"batch_size": 8, "infer_batch_size": 8}
+    jobs = [make_job("speedrun", variant=f"{mode}-float32", **recipe) for mode in modes]
+    done = subprocess.run(
+        [str(peer_python("torch")), "-c", ON_FAKE_GPU],
+        cwd=BENCHMARKS,
+        input="".join(json.dumps(job) + "\n" for job in jobs),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    steps = {"recorded": 6, "waited": 6}  # one of training and of inference to compile, two to warm up
+    expected: list[dict] = [
+        steps,
+        steps | {"max-autotune": 2, "marked": 6},
+        steps | {"max-autotune-no-cudagraphs": 2, "replayed": 6, "streams": 4},
+    ]
+    for line, mode, counts in zip(done.stdout.splitlines(), modes, expected, strict=True):
+        tf32, name, notes = json.loads(line)
+        assert tf32 == [True, False, True]  # not for the logits, which are compared
+        assert f" {mode}, channels_last, Fake, cuDNN" in name and name.endswith(", TF32")
+        assert notes == counts | {"name": 1, "memory": 1}
 
 
 # ---------------------------------------------------------------------------- real workers
@@ -538,6 +660,44 @@ def test_fmbench_infers_and_trains_what_it_counts(make_job):
     assert (system.train_step()[0], system.infer_step()[0]) == (32, 64)
     assert system.infer_step()[1]["predictions"].shape == (64,)
     assert int(system.state.step) == 1
+
+
+def test_the_least_traffic_of_a_step(make_job):
+    """Of the MLP by hand: of each layer three products, of the first one two, and Adam's state with parameters."""
+    job = protocol.Job(**make_job("mlp"))
+    sizes = (784, 256, 512, 100, 10)
+    batch = job.batch_size
+    product = [batch * (inputs + outputs) + inputs * outputs for inputs, outputs in itertools.pairwise(sizes)]
+    numbers = 3 * sum(product) - product[0]
+    updated = 3 * 384_854  # parameters and two moments
+    counter = 2 * 4  # Adam's number of steps
+    expected = 4 * (numbers + 2 * updated) + counter
+    assert fmbench_itself.FmbenchItself(job).bytes_per_image * batch == pytest.approx(expected, rel=1e-3)
+    in_bfloat16 = protocol.Job(**make_job("mlp", variant="bfloat16", dtype="bfloat16"))
+    assert fmbench_itself.FmbenchItself(in_bfloat16).bytes_per_image * batch == pytest.approx(
+        expected - 2 * numbers, rel=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps_per_call", "lengths"), [(0, [1] * 4), (4, [4] * 3 + [1] * 3 + [4]), (20, [20, 20])]
+)
+def test_fmbench_does_as_many_steps_a_call_as_it_is_told(make_job, steps_per_call, lengths):
+    """15 batches of the sample's 480 images are an epoch; a call of more goes on, as no run does."""
+    system = fmbench_itself.FmbenchItself(protocol.Job(**make_job("mlp", steps_per_call=steps_per_call)))
+    assert system.data.steps_per_epoch == 15
+    system.compile()
+    assert [system.train_step()[0] // 32 for _ in lengths] == lengths
+    assert int(system.state.step) == sum(lengths)
+
+
+def test_several_seeds_train_in_one_program_and_all_their_images_count(make_job):
+    one, three = (fmbench_itself.FmbenchItself(protocol.Job(**make_job("mlp", seeds=seeds))) for seeds in (1, 3))
+    assert three.compile() == pytest.approx(one.compile(), rel=1e-4)
+    assert (three.num_params, three.bytes_per_image) == (one.num_params, one.bytes_per_image)
+    assert [system.train_step()[0] for system in (one, three)] == [32, 96]
+    assert three.state.step.tolist() == [1, 1, 1]
+    assert three.infer_step()[0] == one.infer_step()[0]
 
 
 def test_weights_file(tmp_path, monkeypatch):
