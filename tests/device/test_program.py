@@ -97,9 +97,11 @@ def check(spec: str, dtype: str) -> None:
             elif trains:
                 dense -= 1
             assert contents.convolutions == +Counter({short: convs}), where
-            # The others are in float32: evaluation counts classes, Muon and `keep_norm` change whole kernels.
-            assert contents.dots[short] == dense if short == "bf16" else contents.dots["f32"] >= dense, where
-            assert contents.dots.keys() <= {short, "f32"}, where
+            if trains:  # Muon and `keep_norm` multiply whole kernels, augmentation its coordinates, in float32
+                assert contents.dots[short] == dense if short == "bf16" else contents.dots["f32"] >= dense, where
+                assert contents.dots.keys() <= {short, "f32"}, where
+            else:  # two count the classes
+                assert contents.dots == Counter({short: dense}) + Counter({"f32": 2}), where
             assert not contents.custom_calls, where
             assert not contents.host_transfers, where
             assert contents.dtypes.isdisjoint({"f64", "f16", *({"bf16"} - {short})}), where
