@@ -97,7 +97,7 @@ def check(spec: str, dtype: str) -> None:
             elif trains:
                 dense -= 1
             assert contents.convolutions == +Counter({short: convs}), where
-            if trains:  # Muon and `keep_norm` multiply whole kernels, augmentation its coordinates, in float32
+            if trains:  # Muon and schedules have products of their own, in float32
                 assert contents.dots[short] == dense if short == "bf16" else contents.dots["f32"] >= dense, where
                 assert contents.dots.keys() <= {short, "f32"}, where
             else:  # two count the classes
