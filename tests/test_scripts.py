@@ -622,6 +622,36 @@ def test_fmbench_lying_in_the_current_directory_does_not_count(tmp_path):
     assert done.returncode != 0
 
 
+def test_the_oldest_python_gets_the_oldest_jax_which_ci_tests():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    supported = re.search(r"^SUPPORTED_PYTHONS='.* (\S+)'$", SETUP.read_text(), re.M)
+    assert supported and project["requires-python"] == f">={supported[1]}"
+    (pinned,) = re.findall(
+        r"^jax==(\S+) ; python_full_version < '3\.12'$", (ROOT / "constraints.txt").read_text(), re.M
+    )
+    (jax,) = (
+        requirement for requirement in map(Requirement, project["dependencies"]) if requirement.name == "jax"
+    )
+    (oldest,) = (part.version for part in jax.specifier if part.operator == ">=")
+    assert pinned.split(".")[:2] == oldest.split(".")[:2]
+
+
+def test_ci_fails_without_the_oldest_python(folder, tmp_path):
+    shutil.copytree(ROOT / ".ci", folder.path / ".ci")
+    fake_python(tmp_path / "bin" / "python3.13", "3.13")
+    for command in ("bash", "dirname", "mktemp", "rm"):
+        (tmp_path / "bin" / command).symlink_to(str(shutil.which(command)))
+    done = subprocess.run(
+        [tmp_path / "bin" / "bash", folder.path / ".ci" / "run"],
+        env=folder.environment | {"PATH": str(tmp_path / "bin")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "CI needs Python 3.11, the oldest that fmbench supports, and finds none that starts.\n"
+    assert folder.calls() == []
+
+
 def test_every_dependency_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]

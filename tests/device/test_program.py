@@ -56,8 +56,15 @@ def eval_step(config, graphdef, tx, state) -> tuple[Callable, tuple]:
     return step, (*state.evaluated, rows(config, size) | {"mask": array((size,), jnp.float32)})
 
 
+def seeds_step(config, graphdef, tx, state) -> tuple[Callable, tuple]:
+    """Three seeds in one program: a convolution of all is one, in groups."""
+    step, (_, images, *others) = train_step(config, graphdef, tx, state)
+    state, *others = jax.tree.map(lambda x: array((3, *x.shape), x.dtype), (state, *others))
+    return parallel.over_seeds(step, others[-1], in_axes=(0, None, 0, 0)), (state, images, *others)
+
+
 # What makes each step and the shapes that it takes; all but 'eval' give the state's memory to their results.
-STEPS = {"train": train_step, "eval": eval_step}
+STEPS = {"train": train_step, "eval": eval_step, "seeds": seeds_step}
 
 
 def shapes(config) -> tuple[nnx.Module, nnx.GraphDef, Any, steps.TrainState]:
@@ -97,13 +104,16 @@ def check(spec: str, dtype: str) -> None:
             elif trains:
                 dense -= 1
             assert contents.convolutions == +Counter({short: convs}), where
-            # The others are in float32: evaluation counts classes, Muon and `keep_norm` change whole kernels.
-            assert contents.dots[short] == dense if short == "bf16" else contents.dots["f32"] >= dense, where
-            assert contents.dots.keys() <= {short, "f32"}, where
+            if trains:  # Muon and schedules have products of their own, in float32
+                assert contents.dots[short] == dense if short == "bf16" else contents.dots["f32"] >= dense, where
+                assert contents.dots.keys() <= {short, "f32"}, where
+            else:  # two count the classes
+                assert contents.dots == Counter({short: dense}) + Counter({"f32": 2}), where
             assert not contents.custom_calls, where
             assert not contents.host_transfers, where
             assert contents.dtypes.isdisjoint({"f64", "f16", *({"bf16"} - {short})}), where
-            assert [kind for kind in contents.transposes if kind.count(",") > 2] == [], where  # of images
+            if name != "seeds":  # whose images a convolution in groups wants side by side
+                assert [kind for kind in contents.transposes if kind.count(",") > 2] == [], where  # of images
             assert contents.donated == (set(range(len(jax.tree.leaves(state)))) if trains else set()), where
 
 

@@ -525,7 +525,7 @@ def net_step(layers, axis_name=None):
     """Variables, and a function of them and images: loss, running statistics and gradients.
 
     The running statistics are among its arguments, as in training. Where `jax.shard_map` closes over them, Flax
-    updates them by a scatter without indices, on which the compiler of jaxlib 0.11.2 crashes.
+    updates them by a scatter whose array of indices is empty. On that the compiler of jaxlib 0.11.2 crashes.
     """
     graphdef, *states = nnx.split(Net(*layers, axis_name=axis_name), nnx.Param, ...)
 

@@ -36,7 +36,7 @@ def compile_anew(config, num_devices, steps_per_call):
     mesh = parallel.make_mesh(jax.devices()[:num_devices])
     data = input_pipeline.load(config, mesh)
     tx, _ = make_optimizer(config, data.steps_per_epoch)
-    graphdef, state = steps.init_state(config, tx, mesh, data.seed)
+    graphdef, state = steps.init_state(config, tx, mesh, data.seed, len(data.train_rows["label"]))
     (programs, *_), eval_programs = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
     return data, state, programs, eval_programs
 
