@@ -105,6 +105,10 @@ PUBLISHED = (
          text="95.7", differs="200 of 300 epochs, cosine, smoothing, moving average", not_run=_ACCELERATOR),
     _row("field", "WRN-40-4, 8,959,706 parameters", 96.6, "new", "wide_resnet-40-4", text="96.6",
          differs="CutMix for FMix and RandAugment, 400 epochs", not_run=_ACCELERATOR),
+    _row("field", "pre-activation ResNet-20, width 4, 4,331,338 parameters", 95.89, "new", "preact_resnet-20-4",
+         text="95.89", differs="moving average, black Cutout", not_run=_ACCELERATOR),
+    _row("field", "shake-shake-26 2x96d, 26,215,514 parameters", 96.15, "new", "shake_shake-26-2x96d",
+         text="96.15", differs="moving average, black Cutout, stem of 16 channels", not_run=_ACCELERATOR),
 )  # fmt: skip
 
 
