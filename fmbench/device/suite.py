@@ -38,9 +38,9 @@ class Entry(NamedTuple):
 
 BFLOAT16 = "bfloat16"
 # In the order of their worth. The reference systems run as their configs say, in float32; how many bits of it a
-# device multiplies, the check tells. The seconds: a third of the speed that FLOPs and least traffic allow (989
-# TFLOP/s in bfloat16, half of that in float32; 3.35 TB/s), at least 0.1 ms a step and 0.05 s an epoch, and 10 s for
-# the rest.
+# device multiplies, the check tells. The seconds are predicted: a third of the speed that FLOPs and least traffic
+# allow (989 TFLOP/s in bfloat16, half of that in float32; 3.35 TB/s), at least 0.1 ms a step and 0.05 s an epoch,
+# and 10 s for the rest.
 SUITE = (
     Entry("speedrun:94", 10, 10, BFLOAT16),
     Entry("speedrun:95", 5, 11, BFLOAT16),
