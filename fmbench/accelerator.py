@@ -19,7 +19,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from fmbench import entries
@@ -66,9 +65,24 @@ def _use(parts: list[str], overrides: dict[str, str], minutes: float, results_di
     # In a process of its own: when it ends, the device's memory is free for the measurements. Ctrl-C reaches it
     # too, and it is the one to act on it.
     previous = signal.signal(signal.SIGINT, lambda *_: None)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        report = pool.submit(suite.run, chosen, overrides, results_dir, deadline, checks="check" in parts).result()
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    arguments = (sender, chosen, overrides, results_dir, deadline, "check" in parts)
+    child = spawn.Process(target=suite.run_in_child, args=arguments)
+    child.start()
+    sender.close()  # so that its end is the pipe's
+    try:
+        report = receiver.recv()
+    except EOFError:
+        child.join()
+        raise UserError(
+            f"the process that trains ended with exit code {child.exitcode}; finished records are kept, and the "
+            "same command goes on."
+        ) from None
+    child.join()
     signal.signal(signal.SIGINT, previous)
+    if isinstance(report, BaseException):
+        raise report
 
     failed = [finding.name for finding in report.findings if not finding.ok]
     failed += [result.entry.name for result in report.results if result.failed]

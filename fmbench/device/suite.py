@@ -1,5 +1,7 @@
 """The suite for an accelerator that is at hand for minutes: what is worth most first, nothing that cannot end."""
 
+import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -7,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +17,7 @@ from ml_collections import config_dict
 
 from fmbench import api, config, entries
 from fmbench.device.check import Finding, check
+from fmbench.errors import UserError
 from fmbench.records import machine, schema, store
 from fmbench.records.schema import RunRecord
 from fmbench.system import runtime
@@ -85,8 +89,27 @@ class Report(NamedTuple):
     interrupted: bool  # by a person
 
 
+def run_in_child(sender: Connection, *arguments: Any) -> None:
+    """`run` in a process of its own, which ends, with a checkpoint, if its parent does; sends what came of it."""
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    result: Report | BaseException
+    try:
+        result = run(*arguments)
+    except (UserError, KeyboardInterrupt) as error:
+        result = error
+    with contextlib.suppress(BrokenPipeError):
+        sender.send(result)
+
+
 def run(
-    suite: Sequence[Entry], overrides: Mapping[str, Any], results_dir: Path, deadline: float, *, checks: bool
+    suite: Sequence[Entry], overrides: Mapping[str, Any], results_dir: Path, deadline: float, checks: bool
 ) -> Report:
     """Checks the device, then trains what there is time for.
 

@@ -20,6 +20,7 @@ from fmbench import entries
 from fmbench.data import fashion_mnist
 from fmbench.records import machine
 from fmbench.records.schema import Environment
+from fmbench.system import runtime
 from fmbench.throughput.arms import choose_arms, environ_of
 from fmbench.throughput.measurements import Conditions, Dtype, Measurements, ModelThroughput, Row, Sweep
 from fmbench.throughput.race import Entrant, compare_nets, make_entrant, race, save_weights
@@ -102,7 +103,7 @@ def describe_machine() -> tuple[Environment, dict[Dtype, float], float]:
     Products are of 2048 x 2048 on all cores, on accelerators of 8192 x 8192 on one device, in float32 with JAX's
     default precision there (TF32). The sum is a + 3b, put in the place of a: two arrays read and one written.
     """
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = runtime.find_devices()[0].platform == "cpu"
     size = 2048 if on_cpu else 8192
     product = jax.jit(lambda x: jnp.dot(x, x, preferred_element_type=jnp.float32))
     matrix = np.random.default_rng(0).standard_normal((size, size), np.float32)

@@ -45,7 +45,7 @@ class Device:
 
     def run(self, *suite_lines, seconds):
         self.deadline = self.now + seconds
-        report = suite.run(suite_lines, {"data.source": "sample"}, self.results_dir, self.deadline, checks=False)
+        report = suite.run(suite_lines, {"data.source": "sample"}, self.results_dir, self.deadline, False)
         return report, [
             (result.entry.name, len(result.ran), result.kept, result.left) for result in report.results
         ]
@@ -152,6 +152,17 @@ def test_killed_it_goes_on_where_it_was_and_keeps_what_was_finished(tmp_path):
     assert list((tmp_path / "unfinished").iterdir()) == []
     assert "| mlp | 2: " in out
     assert (tmp_path / "accelerator.md").read_text() in out
+
+
+@pytest.mark.slow
+def test_what_it_started_ends_with_it(tmp_path):
+    process = start(tmp_path, "mlp", "--minutes=3", "--config.num_epochs=5000")
+    while process.poll() is None and not list(tmp_path.glob("unfinished/*/checkpoints/*")):
+        time.sleep(0.01)
+    process.kill()  # and not its worker
+    process.communicate(timeout=60)  # which has the same standard output
+    (record,) = store.read_all(tmp_path).values()
+    assert record.status == "interrupted"
 
 
 @pytest.mark.slow
