@@ -82,7 +82,7 @@ def fresh_caches(directory: Path) -> dict[str, str]:
         if path.name != "xla":
             (directory / path.name).symlink_to(path)
     return os.environ | {
-        "PYTHONPATH": str(config.REPOSITORY),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(config.REPOSITORY), os.environ.get("PYTHONPATH")))),
         "FMBENCH_CACHE": str(directory),
         "TORCHINDUCTOR_CACHE_DIR": str(directory / "inductor"),
         "TRITON_CACHE_DIR": str(directory / "triton"),

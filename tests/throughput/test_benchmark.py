@@ -693,3 +693,12 @@ def test_damaged_measurements_are_named_before_anything_is_measured(run, results
     assert code == 2
     assert f"{path}: not valid measurements, field 'models.vgg_like.batch_size'" in stderr
     assert not (tmp_path / "log").exists()
+
+
+def test_workers_find_this_fmbench_first_and_what_their_caller_finds(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("FMBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", "/site")
+    assert workers.fresh_caches(tmp_path / "a")["PYTHONPATH"] == f"{REPOSITORY}{os.pathsep}/site"
+    monkeypatch.delenv("PYTHONPATH")
+    assert workers.fresh_caches(tmp_path / "b")["PYTHONPATH"] == str(REPOSITORY)
