@@ -1,6 +1,7 @@
 """The programs that accelerators get, read where there is none: every entry's steps, lowered for CUDA and TPUs."""
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -124,6 +125,8 @@ def cases() -> list:
         file = spec.partition(":")[0]
         for dtype in {entries.load(spec).dtype} if file in files else ("bfloat16", "float32"):
             marks = [] if spec in QUICK and dtype == "bfloat16" else [pytest.mark.slow]
+            if re.match(r"\w*resnet:(4\d|5\d|110)", spec):  # deeper nets of the same blocks
+                marks = [pytest.mark.full]
             found.append(pytest.param(spec, dtype, marks=marks))
         files.add(file)
     return found
