@@ -33,7 +33,8 @@ FORWARD_TRAINING = 64
 CONVOLUTION_DIRECT, RELU = 0x1, 0x20
 SRC, DST, WEIGHTS, BIAS = 1, 17, 33, 41
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS = 129, 145, 161, 169
-QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS = 131, 132
+SCRATCHPAD, SCRATCHPAD_OF_USER = 80, 1
+QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS, QUERY_SCRATCHPAD = 131, 132, 136
 
 LANES = 16  # channels that are computed together, of whatever use they are
 
@@ -166,6 +167,11 @@ def convolution_kernel_grad(
     x: jax.Array, y_grad: jax.Array, window: Window, *, use_bias: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """The gradients with respect to kernel and, if there is one, bias, in float32."""
+    if window.size == (1, 1) and window.padding == ((0, 0), (0, 0)) and x.shape[-1] < LANES:
+        # oneDNN copies the pixels that it strides to, but of few channels to wrong places: over what other threads
+        # copied and past the end of the scratchpad (oneDNN#6035, in versions 3.2 to 3.12).
+        x = x[:, :: window.strides[0], :: window.strides[1]]
+        window = window._replace(strides=(1, 1))
     shape = (*window.size, x.shape[-1], y_grad.shape[-1])
     target = _convolution_kernel_grad(x.shape, shape, window, x.dtype.name, use_bias)
     results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[-1:], jnp.float32)]
@@ -241,12 +247,12 @@ class _Argument(ctypes.Structure):
 
 
 class _Primitive:
-    """An operation with the memory it works on."""
+    """An operation with the memory it works on, of which `desc` must leave the scratchpad to us."""
 
     def __init__(self, desc: c_void_p, memories: dict[int, _Memory]):
         self._primitive = _onednn().new("primitive_create", desc)
-        self._memories = memories
-        arguments = [_Argument(index, memory.handle) for index, memory in memories.items()]
+        self._memories = memories | {SCRATCHPAD: _Memory(_onednn().query(desc, QUERY_SCRATCHPAD), own=True)}
+        arguments = [_Argument(index, memory.handle) for index, memory in self._memories.items()]
         self._arguments = (_Argument * len(arguments))(*arguments)
 
     def execute(self) -> None:
@@ -256,8 +262,8 @@ class _Primitive:
 
 
 def _reorder(source: _Memory, source_desc: c_void_p, target: _Memory, target_desc: c_void_p) -> _Primitive:
-    engine = _onednn().engine
-    desc = _onednn().new("reorder_primitive_desc_create", source_desc, engine, target_desc, engine, None)
+    engine, attributes = _onednn().engine, _attributes()
+    desc = _onednn().new("reorder_primitive_desc_create", source_desc, engine, target_desc, engine, attributes)
     return _Primitive(desc, {SRC: source, DST: target})
 
 
@@ -273,6 +279,22 @@ def _register(name: str, memories: Sequence[_Memory], primitives: Sequence[_Prim
             _onednn().call("stream_wait", _onednn().stream)
 
     return xla_ffi.register(name, run)
+
+
+def _attributes(*, relu: bool = False) -> c_void_p:
+    """Attributes of a primitive whose scratchpad is ours, and which may end in a ReLU.
+
+    oneDNN's own scratchpads are, for some implementations, of the thread that creates the primitive; XLA executes
+    it on others.
+    """
+    onednn = _onednn()
+    attributes = onednn.new("primitive_attr_create")
+    onednn.call("primitive_attr_set_scratchpad_mode", attributes, c_int(SCRATCHPAD_OF_USER))
+    if relu:
+        post_ops = onednn.new("post_ops_create")
+        onednn.call("post_ops_append_eltwise", post_ops, c_int(RELU), c_float(0), c_float(0))
+        onednn.call("primitive_attr_set_post_ops", attributes, post_ops)
+    return attributes
 
 
 class _ConvolutionDescs(NamedTuple):
@@ -295,12 +317,6 @@ def _convolution_descs(
     kernel = _kernel_in_any_layout(kernel_shape, dtype)
     bias = _strided((kernel_shape[-1],), (1,), "float32")
     y = _images((x_shape[0], *window.output_size(*x_shape[1:3]), kernel_shape[-1]), dtype)
-    attributes = None
-    if relu:
-        post_ops = onednn.new("post_ops_create")
-        onednn.call("post_ops_append_eltwise", post_ops, c_int(RELU), c_float(0), c_float(0))
-        attributes = onednn.new("primitive_attr_create")
-        onednn.call("primitive_attr_set_post_ops", attributes, post_ops)
     forward = onednn.new(
         "convolution_forward_primitive_desc_create",
         onednn.engine,
@@ -311,7 +327,7 @@ def _convolution_descs(
         bias,
         y,
         *window.arguments(),
-        attributes,
+        _attributes(relu=relu),
     )
     return _ConvolutionDescs(x, kernel, bias, y, forward)
 
@@ -352,7 +368,7 @@ def _convolution_input_grad(
         descs.y,
         *window.arguments(),
         descs.forward,
-        None,
+        _attributes(),
     )
     kernel_desc = _kernel(kernel_shape, dtype)
     blocked_desc = onednn.query(backward, QUERY_WEIGHTS)
@@ -382,7 +398,7 @@ def _convolution_kernel_grad(
         descs.y,
         *window.arguments(),
         descs.forward,
-        None,
+        _attributes(),
     )
     kernel_desc = _kernel(kernel_shape, "float32")
     blocked_desc = onednn.query(backward, QUERY_DIFF_WEIGHTS)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,9 @@ CASES = [
     ((2, 6, 11, 3), 3, (2, 2), 1, ((1, 0), (0, 0))),
     ((2, 7, 7, 4), 4, (3, 3), 1, "SAME"),
     ((2, 5, 4, 2), 3, (2, 1), 1, ((0, 2), (1, 0))),  # padded more than a mirrored kernel could be
+    # Few channels of every other pixel, which are copied first.
+    ((5, 14, 14, 8), 8, (1, 1), 2, "SAME"),
+    ((5, 7, 6, 4), 3, (1, 1), (2, 3), "VALID"),
 ]
 
 
@@ -164,6 +168,17 @@ def test_one_convolution_on_many_threads():
         for _ in range(5):
             for actual, e in zip(pool.map(lambda x: np.asarray(convolve(x)), batches), expected, strict=True):
                 np.testing.assert_array_equal(actual, e)
+
+
+@pytest.mark.parametrize(
+    "instructions", ["DEFAULT", *(pytest.param(name, marks=pytest.mark.slow) for name in ("AVX2", "AVX", "SSE41"))]
+)
+def test_onednn_stays_within_its_memory(instructions):
+    """oneDNN has other implementations for other CPUs, not all of which keep to a scratchpad of the right size."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, str(Path(__file__).with_name("guarded_convolutions.py"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}"
 
 
 @pytest.mark.usefixtures("in_onednn")
