@@ -137,9 +137,7 @@ def is_ranked(record: RunRecord) -> bool:
 def condition_of(record: RunRecord) -> Condition:
     """The condition a run was made under."""
     environment = record.environment
-    device = environment.device_kind
-    if environment.device_platform == "cpu":
-        device += f" ({environment.cpu_cores} {'core' if environment.cpu_cores == 1 else 'cores'})"
+    device = environment.machine_title if environment.device_platform == "cpu" else environment.device_kind
     limits = {a.power_limit_watts for a in environment.accelerators or () if a.power_limit_watts}
     if limits:  # a GPU that is held to fewer watts is a slower one
         device += f" ({', '.join(f'{limit:.0f} W' for limit in sorted(limits))})"
