@@ -53,7 +53,7 @@ def test_another_seed_is_another_run(make_config, tmp_path):
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(make_config, tmp_path):
     config = make_config("configs/cnn1.py", batch_size=40, num_epochs=2, dtype="bfloat16", data__split="all")
     record = run(config, tmp_path)
-    assert record.name.endswith("-cpu-x8-bfloat16-seed0")
+    assert record.name.endswith(f"-cpu-{record.environment.machine_slug}-x8-bfloat16-seed0")
     assert record.test_accuracy is not None
     assert record.test_accuracy > 0.3  # it learns: chance is 0.1
 
