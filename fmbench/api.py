@@ -68,7 +68,7 @@ def run(
 ) -> list[RunRecord]:
     """Trains a config from `entries.resolve`, with its own seed or several in one program: a record for each.
 
-    `workdir` is by default one with the name of the record but for the machine, of the first seed and how many others.
+    `workdir` is by default named like the record but for the machine, by the first seed and how many others.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax has much to say
     runtime.set_up()

@@ -36,7 +36,9 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="NAME", help=f"of a config, or a file: {', '.join(entries.names())}")
-    parser.add_argument("--workdir", type=Path, help="of the run (default: workdirs/<entry>-<device>-<dtype>-seed<k>)")
+    parser.add_argument(
+        "--workdir", type=Path, help="of the run (default: workdirs/<entry>-<device>-<dtype>-seed<k>)"
+    )
     parser.add_argument(
         "--results_dir",
         type=Path,

@@ -2,8 +2,8 @@
 
     python results/to_schema_2.py results results/cross_validation
 
-Renames <results_dir>/runs/mlp-cpu-float32-seed0.json (and .npy) to mlp-cpu-amd-epyc-2c-float32-seed0.json, and says
-in it that it is of schema 2; not another byte changes. Two records that would get one name stay where they are.
+Renames <results_dir>/runs/mlp-cpu-float32-seed0.json (and .npy) to mlp-cpu-amd-epyc-2c-float32-seed0.json, and
+says in it that it is of schema 2; not another byte changes. Where there is a record of that name, it stops.
 """
 
 import sys

@@ -6,14 +6,14 @@ from fmbench.records.schema import Epoch, RunRecord
 
 # Shares of the core-seconds that a run could have had. Quiet machines stay below a half of each.
 OTHERS, STOLEN = 0.05, 0.01
-# Core-seconds of epochs of equal work, the most by the least. In the 41 committed runs of speedrun and vgg_like, made on
-# a quiet machine, it is 1.14 at most.
+# Core-seconds of epochs of equal work, the most by the least. In the 41 committed runs of speedrun and vgg_like,
+# made on a quiet machine, it is 1.14 at most.
 SPREAD = 1.2
 LEAST_CORE_SECONDS = 0.5  # of an epoch whose spread says something
 
 
 def is_busy(record: RunRecord) -> bool:
-    """Whether a run shared its machine with others, by what was noted of the load or by its core-seconds' spread."""
+    """Whether a run shared its machine, by what was noted of the load or by its core-seconds' spread."""
     history = record.history
     cores = record.environment.cpu_quota or record.environment.cpu_cores
     seconds = sum(epoch.train_seconds for epoch in history)

@@ -24,10 +24,14 @@ from fmbench.records.schema import Accelerator, Environment
 from fmbench.system import cgroup, runtime
 
 CPUINFO = Path("/proc/cpuinfo")
-INSTRUCTION_SETS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "sve", "bf16")
+INSTRUCTION_SETS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
+    *("asimd", "sve", "bf16"),  # Arm's
+)
 THREAD_SETTINGS = (
-    *("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"),
-    *("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"),  # NPROC is XLA's
+    *("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES"),
+    *("GOMP_CPU_AFFINITY", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+    "NPROC",  # XLA's
 )
 MACHINE = "FMBENCH_MACHINE"
 
@@ -190,7 +194,9 @@ def _cpuinfo() -> dict[str, str]:
 def _thread_settings() -> dict[str, str]:
     """What is set of THREAD_SETTINGS, but for the waiting that fmbench.layers.onednn chooses by itself."""
     given = {name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ}
-    return {name: value for name, value in given.items() if (name, value.upper()) != ("OMP_WAIT_POLICY", "PASSIVE")}
+    if given.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+        del given["OMP_WAIT_POLICY"]
+    return given
 
 
 def _cpu_cores() -> int:

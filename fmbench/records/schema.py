@@ -118,7 +118,7 @@ class Epoch(_Strict):
 
 
 class Calibration(_Strict):
-    """What the machine reaches, so that costs on unlike machines can be compared by it; see `system.calibration`."""
+    """What the machine reaches, by which costs on unlike machines can be compared; see `system.calibration`."""
 
     matmul_flops_per_sec: dict[str, Annotated[float, Field(gt=0)]]  # by dtype
     memory_bytes_per_sec: Annotated[float, Field(gt=0)]

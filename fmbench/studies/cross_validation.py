@@ -45,7 +45,7 @@ def cross_validate(
     Args:
         run_config: From `fmbench.entries`. Its seed is every fold's.
         num_folds: 2 or more.
-        workdir: The first of five folds is run in <workdir>/<name>/fold1of5, named like a record without its machine.
+        workdir: The first of five folds is run in <workdir>/<entry>-<device>-<dtype>-seed<k>/fold1of5.
         results_dir: The records go to <results_dir>/runs.
         force: Start anew, throwing away what `workdir` holds of this config.
 

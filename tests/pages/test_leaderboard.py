@@ -469,7 +469,10 @@ def test_predictions_that_are_not_the_records_are_named(published, run):
     np.save(published.with_suffix(".npy"), predictions_with(wrong=19))
     code, _, err = run("--check")
     assert code == 2
-    assert "mlp-cpu-abacus-9-2c-float32-seed0.npy: not the predictions of mlp-cpu-abacus-9-2c-float32-seed0.json" in err
+    assert (
+        "mlp-cpu-abacus-9-2c-float32-seed0.npy: not the predictions of mlp-cpu-abacus-9-2c-float32-seed0.json"
+        in err
+    )
 
 
 def test_missing_predictions_are_named(published, run):

@@ -13,7 +13,7 @@ from fmbench.errors import UserError
 from fmbench.records import load, machine, schema, store
 from fmbench.system import cgroup
 from fmbench.system import load as machine_load
-from tests.fake_records import ENVIRONMENT, EPOCH, make_record, publish
+from fake_records import ENVIRONMENT, EPOCH, make_record, publish
 
 EPYC = {
     "cpu": "AMD EPYC",

@@ -274,7 +274,9 @@ def test_the_labels_of_other_data_are_not_published(stem, tmp_path):
 
 def test_data_that_changed_since_give_no_labels(old, tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "load", lambda source, place, unproven: fake_dataset("old"))
-    with pytest.raises(UserError, match="kaggle no longer holds the data of mlp-cpu-abacus-9-2c-float32-seed0-old"):
+    with pytest.raises(
+        UserError, match="kaggle no longer holds the data of mlp-cpu-abacus-9-2c-float32-seed0-old"
+    ):
         store.publish(tmp_path / "old", tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
@@ -335,14 +337,16 @@ def test_name(changes, name):
 
 def test_a_run_on_the_old_data_has_another_name():
     assert make_record(data_version="old").name == "mlp-cpu-abacus-9-2c-float32-seed0-old"
-    assert make_record(data_version="unproven-0a1b2c3d").name == "mlp-cpu-abacus-9-2c-float32-seed0-unproven-0a1b2c3d"
+    other = make_record(data_version="unproven-0a1b2c3d")
+    assert other.name == "mlp-cpu-abacus-9-2c-float32-seed0-unproven-0a1b2c3d"
 
 
 def test_a_renamed_record_is_refused(tmp_path):
     path = publish(make_record(), tmp_path)
     path.rename(path.with_name("vgg_like-cpu-abacus-9-2c-float32-seed0.json"))
     with pytest.raises(
-        UserError, match=r"vgg_like-cpu-abacus-9-2c-float32-seed0\.json: its content says mlp-cpu-abacus-9-2c-float32-seed0"
+        UserError,
+        match=r"vgg_like-cpu-abacus-9-2c-float32-seed0\.json: its content says mlp-cpu-abacus-9-2c-float32-seed0",
     ):
         store.read_all(tmp_path)
 

@@ -18,6 +18,7 @@ from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.pages import throughput
 from fmbench.records.schema import Environment
+from fmbench.system.calibration import Calibration
 from fmbench.throughput import measure, overheads, race, workers
 from fmbench.throughput.measurements import (
     Conditions,
@@ -75,7 +76,10 @@ def run(tmp_path, results_dir, monkeypatch, capsys):
         monkeypatch.setattr(
             measure,
             "_in_fresh_process",
-            lambda function: (machine, CONDITIONS.matmul_flops_per_sec, CONDITIONS.memory_bytes_per_sec),
+            lambda function: (
+                machine,
+                Calibration(CONDITIONS.matmul_flops_per_sec, CONDITIONS.memory_bytes_per_sec),
+            ),
         )
         monkeypatch.setenv("FAKE_WORKERS", json.dumps(misbehaving or {}))
         monkeypatch.setattr(sys, "argv", ["benchmark", f"--results_dir={results_dir}", *arguments])
