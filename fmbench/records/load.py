@@ -29,11 +29,11 @@ def is_busy(record: RunRecord) -> bool:
 
 def core_seconds_spread(record: RunRecord) -> float:
     """The most core-seconds of an epoch divided by the least, among those of one stage, which do equal work."""
-    spreads = [1.0]
+    spreads: list[float] = [1.0]
     for epochs in _stages(record):
         core_seconds = [epoch.train_core_seconds for epoch in epochs]
-        if core_seconds and min(core_seconds):
-            spreads.append(max(core_seconds) / min(core_seconds))
+        if least := min(core_seconds, default=0.0):
+            spreads.append(max(core_seconds) / least)
     return max(spreads)
 
 

@@ -18,7 +18,14 @@ from fmbench.records import machine
 from fmbench.records.schema import Environment
 from fmbench.system import calibration, runtime
 from fmbench.throughput.arms import choose_arms, environ_of
-from fmbench.throughput.measurements import Conditions, Measurements, ModelThroughput, Row, Sweep
+from fmbench.throughput.measurements import (
+    Conditions,
+    Measurements,
+    ModelThroughput,
+    Row,
+    Sweep,
+    better_ways,
+)
 from fmbench.throughput.race import Entrant, compare_nets, make_entrant, race, save_weights
 from fmbench.throughput.workers import System, choose_systems, fresh_caches, say
 
@@ -129,7 +136,8 @@ def measure_model(
         batch_size=run_config.batch_size,
         infer_batch_size=run_config.eval_batch_size,
         flops_per_image=entrants[0].flops_per_image or None,  # 0 where XLA does not count
-        rows=rows,
+        rows=(better := better_ways(rows)),
+        ways=rows if len(better) < len(rows) else [],
     )
 
 

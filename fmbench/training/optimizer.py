@@ -88,9 +88,10 @@ def make_schedule(config: config_dict.ConfigDict, steps_per_epoch: int) -> optax
     """Learning rate as a function of the step; it begins anew with each stage.
 
     constant; step: multiplied by `factor` at each of the `boundaries`; cosine: linear warm-up, then half a
-    cosine towards zero; linear: linear warm-up, then in a line towards zero; no step has a rate of zero; onecycle: up from 1/25 of the peak
-    and down to 1/10,000 of that, both by half a cosine (Smith & Topin, 2018, "Super-convergence"), the rise taking
-    `warmup_epochs` or, where that is 0, 30 %.
+    cosine down; linear: linear warm-up, then in a line down; onecycle: up from 1/25 of the peak and down to
+    1/10,000 of that, both by half a cosine (Smith & Topin, 2018, "Super-convergence"), the rise taking
+    `warmup_epochs` or, where that is 0, 30 %. No step has a rate of zero, which would be the next one's after the
+    last: the first of n steps of a warm-up has 1/n of the peak.
 
     Raises:
         UserError: As `make_optimizer`.

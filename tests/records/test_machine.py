@@ -5,17 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_records import ENVIRONMENT, EPOCH, make_record, publish
 
 from fmbench.config import REPOSITORY
 from fmbench.errors import UserError
 from fmbench.records import load, machine, schema, store
 from fmbench.system import cgroup
 from fmbench.system import load as machine_load
-from fake_records import ENVIRONMENT, EPOCH, make_record, publish
 
-EPYC = {
+EPYC: dict[str, Any] = {
     "cpu": "AMD EPYC",
     "cpu_stepping": "26.2.1",
     "instruction_sets": ["avx2", "avx512_bf16"],
@@ -70,7 +71,7 @@ def test_the_machine_is_told_in_a_line():
     ids=lambda other: next(iter(other)),
 )
 def test_no_machine_takes_the_place_of_another(other, tmp_path):
-    here, there = (make_record(environment=EPYC | changes) for changes in ({}, other))
+    here, there = make_record(environment=EPYC), make_record(environment=EPYC | other)
     assert here.environment.machine_title != there.environment.machine_title
     for record in (here, there):
         publish(record, tmp_path)
@@ -218,7 +219,7 @@ def epochs(*core_seconds: float, **load_of_each) -> list[dict]:
     return [EPOCH | {"train_seconds": 10.0, "train_core_seconds": c} | load_of_each for c in core_seconds]
 
 
-STAGES = [
+STAGES: list[dict[str, Any]] = [
     {
         "name": f"stage{number}",
         "num_epochs": 2,

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def test_an_interrupted_epochs_load_is_that_of_its_parts():
     diary.add_steps(metrics, Lap(1.0, 2.0, 0.0, load.Load(4.0, 1.0, None, 5)))
     diary = Diary(**json.loads(json.dumps(diary.to_json())))
     diary.add_steps(metrics, Lap(3.0, 2.0, 0.0, load.Load(8.0, 2.0, None, 6)))
-    epoch = diary.end_epoch(argparse.Namespace(steps_per_epoch=2, batch_size=1, watched=None), 2, 0.1, {})
+    data: Any = argparse.Namespace(steps_per_epoch=2, batch_size=1, watched=None)
+    epoch = diary.end_epoch(data, 2, 0.1, {})
     assert (epoch["load_average"], epoch["other_core_seconds"], epoch["involuntary_switches"]) == (7.0, 3.0, 11)
     assert "stolen_core_seconds" not in epoch  # nobody told
 
@@ -113,7 +115,7 @@ def test_a_completed_record_says_what_the_machine_reaches_and_no_clock_runs_mean
 
 def test_nothing_compiles_while_training_is_timed(make_config, tmp_path, monkeypatch):
     config = make_config("configs/mlp.py", batch_size=240, num_epochs=3, selection__easy=0.3)
-    orders = (input_pipeline._epoch_order, input_pipeline._hard_epoch_order)
+    orders: tuple[Any, ...] = (input_pipeline._epoch_order, input_pipeline._hard_epoch_order)
     compiled = []
     train_epoch = training_run._train_epoch
 
