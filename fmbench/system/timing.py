@@ -24,9 +24,9 @@ class Lap:
 class Stopwatch:
     """Adds up wall seconds and core-seconds under a name: setup, compile, train, eval, checkpoint.
 
-    Core-seconds are the processor time of all threads of this process. A busy machine stretches them, too, though
-    less than wall seconds: others take a share of caches, of memory bandwidth, of a core's clock and of its second
-    thread, and threads that wait for one without a core spin meanwhile. So the load is noted with every lap.
+    Core-seconds are the processor time of all threads of this process. A busy machine stretches them, too: others
+    take a share of caches, of memory bandwidth, of a core's clock and of its second thread, and threads that wait for
+    one without a core spin meanwhile. So the load is noted with every lap.
     """
 
     def __init__(self) -> None:
