@@ -31,7 +31,7 @@ from fmbench import config as config_lib
 from fmbench import entries
 from fmbench.records import machine
 from fmbench.system import runtime
-from fmbench.training import input_pipeline, parallel, steps
+from fmbench.training import input_pipeline, parallel, selection, steps
 from fmbench.training.optimizer import make_optimizer
 
 INFER_BATCHES = 10
@@ -113,12 +113,17 @@ class FmbenchItself:
         (self.train_programs, *_), self.eval_programs = steps.compile_programs(
             self.config, self.mesh, self.data, self.graphdef, self.tx, self.state, steps_per_call
         )
+        self.data.compile_orders(self.losses())
         return self.train_programs[steps_per_call].count_flops() / self.config.batch_size / self.seeds
+
+    def losses(self) -> jax.Array | None:
+        """By which an epoch that begins now chooses its examples, if it does."""
+        return selection.losses_of_epoch(self.state.losses, is_new=True)
 
     def train_step(self) -> tuple[int, Any]:
         epoch, done = divmod(self.steps_done, self.data.steps_per_epoch)
         if done == 0:
-            self.order = self.data.epoch_order(epoch)
+            self.order = self.data.epoch_order(epoch, self.losses())
         longest = max(self.train_programs)
         in_epoch = done + longest <= self.data.steps_per_epoch or longest > self.data.steps_per_epoch
         length = longest if in_epoch else 1
@@ -205,6 +210,7 @@ def make_data(job: protocol.Job, config: config_dict.ConfigDict, mesh: jax.shard
         watched=None,
         version="",
         sha256={},
+        selection=config.selection.to_dict(),
     )
 
 

@@ -56,6 +56,10 @@ WARM_UP_CALLS = 2
 SEED = 0
 
 
+class StepRefusedError(ValueError):
+    """A step that a system does not do; no mistake of anybody's."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What the parent asks of a worker."""
@@ -101,7 +105,7 @@ class Job:
                 last loss of each row), keep_norm and the augmentations, as flip.
 
         Raises:
-            ValueError: If the job asks for more.
+            StepRefusedError: If the job asks for more.
         """
         asked = {
             "label_smoothing": self.label_smoothing,
@@ -112,7 +116,7 @@ class Job:
             **self.augment,
         }
         if missing := [name for name, strength in asked.items() if strength and name not in abilities]:
-            raise ValueError(f"the step has {', '.join(missing)}, which this peer does not do")
+            raise StepRefusedError(f"does not do {', '.join(missing).replace('_', ' ')}")
 
     def load_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """The train set: uint8 (copies * n, 784) and int32 (copies * n,)."""
@@ -268,8 +272,10 @@ def serve(make_system: Callable[[Job], System], requests: Iterable[str], answers
 
 
 def one_line(error: Exception) -> str:
-    """'ValueError: what is wrong', however many lines the message has."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    """'ValueError: what is wrong', however many lines the message has; of a refusal what it says."""
+    text = " ".join(
+        (str(error) if isinstance(error, StepRefusedError) else f"{type(error).__name__}: {error}").split()
+    )
     return text if len(text) <= 500 else text[:500] + " ..."
 
 

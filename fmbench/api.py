@@ -68,12 +68,12 @@ def run(
 ) -> list[RunRecord]:
     """Trains a config from `entries.resolve`, with its own seed or several in one program: a record for each.
 
-    `workdir` is by default one with the name of the record, of the first seed and how many others.
+    `workdir` is by default named like the record but for the machine, by the first seed and how many others.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax has much to say
     runtime.set_up()
     seeds = seeds or (config.seed,)
-    name = schema.record_name(config.entry, machine.environment(ask_driver=False), config.dtype, seeds[0])
+    name = schema.workdir_name(config.entry, machine.environment(ask_driver=False), config.dtype, seeds[0])
     if len(seeds) > 1:
         name += f"-with{'-'.join(map(str, seeds[1:]))}"
     if config.data.source in ("csv", "idx"):  # of which version is not known before they are read

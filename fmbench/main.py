@@ -12,6 +12,7 @@ Stopped by Ctrl-C or SIGTERM, a run saves a checkpoint; the same command goes on
 """
 
 import argparse
+import os
 import shutil
 import sys
 import textwrap
@@ -35,12 +36,19 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="NAME", help=f"of a config, or a file: {', '.join(entries.names())}")
-    parser.add_argument("--workdir", type=Path, help="of the run (default: workdirs/<name of the record>)")
+    parser.add_argument(
+        "--workdir", type=Path, help="of the run (default: workdirs/<entry>-<device>-<dtype>-seed<k>)"
+    )
     parser.add_argument(
         "--results_dir",
         type=Path,
         default=Path("results"),
         help="of the records (default: results)",
+    )
+    parser.add_argument(
+        "--machine",
+        metavar="NAME",
+        help="what to call this machine in records and their names (default: FMBENCH_MACHINE, or its processor)",
     )
     parser.add_argument("--summary", action="store_true", help="show the model's layers and FLOPs, and stop")
     parser.add_argument(
@@ -64,6 +72,8 @@ def main() -> None:
         if arguments.summary:
             print_summary(run_config)
             return
+        if arguments.machine is not None:
+            os.environ["FMBENCH_MACHINE"] = arguments.machine
         from fmbench import api
 
         records = api.run(

@@ -27,7 +27,7 @@ README_MARKS = ("<!-- leaderboard: begin -->", "<!-- leaderboard: end -->")
 HOW_TO_READ = """\
 An entry links to its config. Test accuracy is the last epoch's, mean ± sample standard deviation over n seeds.
 Rows that a paired test on the test images cannot tell apart (McNemar, p ≥ 0.05) share a rank. Times are medians
-over seeds: training steps only; core-seconds are processor time, which a busy machine does not stretch. Time to
+over seeds: training steps only; core-seconds are processor time, which a busy machine stretches, too. Time to
 a target is training time until the watched split first reached it at the end of an epoch; "miss" says that it
 never did, "-" that nothing was watched. Compile time is a cold compile's, or "cached". Transfer entries show
 parameters and times of the trained head alone, without the frozen net's. Where n seeds were trained at once, in
@@ -137,9 +137,7 @@ def is_ranked(record: RunRecord) -> bool:
 def condition_of(record: RunRecord) -> Condition:
     """The condition a run was made under."""
     environment = record.environment
-    device = environment.device_kind
-    if environment.device_platform == "cpu":
-        device += f" ({environment.cpu_cores} {'core' if environment.cpu_cores == 1 else 'cores'})"
+    device = environment.machine_title if environment.device_platform == "cpu" else environment.device_kind
     limits = {a.power_limit_watts for a in environment.accelerators or () if a.power_limit_watts}
     if limits:  # a GPU that is held to fewer watts is a slower one
         device += f" ({', '.join(f'{limit:.0f} W' for limit in sorted(limits))})"

@@ -49,7 +49,7 @@ A record "holds" if its mean is at or above the target over at least {SEEDS_NEED
 {SEEDS_NEEDED_ELSEWHERE} for the other targets; a mean below the target is a "miss". Test accuracy is
 mean ± sample standard deviation over the seeds; the interval is Student's, 95 %, for the mean over seeds. Times
 are medians over the seeds (and their range) of the training steps alone, without set-up, compilation, evaluation
-and checkpoints; core-seconds are processor time, which a busy machine does not stretch. Compile time is a cold
+and checkpoints; core-seconds are processor time, which a busy machine stretches, too. Compile time is a cold
 compile's, or "cached". Where n seeds were trained at once, in one program, times are those of all n together, and
 the README leaves them out. PFLOP are the FLOPs of an image, as XLA counts them, times the images trained on. Lines
 stand in the order of targets and core-seconds.

@@ -177,10 +177,12 @@ says so in its row. Then they take turns: in each round every system trains for 
 the real train set (gather, normalise, forward, backward with dropout, update) and classifies for half as long,
 while the others wait; the order changes from round to round. Numbers are medians over the rounds with
 (min-max). "fmbench is" says how many times as fast fmbench in float32 is, as the ratio of medians of the same
-run. Core-seconds are processor time, which a busy machine does not stretch. FLOP/s are the FLOPs that XLA
-counts in fmbench's training step times the speed; their share is of what a 2048 x 2048 matrix product in the
-row's dtype reached on the machine. Peak memory is the process's. Compile time is cold and, where a system keeps
-compiled programs between processes, warm.
+run. Core-seconds are processor time, which a busy machine stretches, too; so they are compared within a run
+alone. In sections with a row of "stock Flax, oneDNN", the oneDNN within XLA, PyTorch and Keras were measured with
+OpenMP's threads waiting as by default, which is to spin, and asleep, as fmbench's do, and have the better numbers
+of both; in the others they spin. FLOP/s are the FLOPs that XLA counts in fmbench's training step times the speed;
+their share is of what a 2048 x 2048 matrix product in the row's dtype reached on the machine. Peak memory is the
+process's. Compile time is cold and, where a system keeps compiled programs between processes, warm.
 
 "Of roofline" is the least time of a step divided by the measured one. The least time is the larger of FLOPs / what
 a matrix product reaches, and bytes / what memory moves. The bytes are the least that a step moves if nothing stays

@@ -13,13 +13,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import psutil
 
 from fmbench import layers
 from fmbench.config import REPOSITORY
+from fmbench.errors import UserError
 from fmbench.layers import onednn
 from fmbench.records import nvidia
 from fmbench.records.schema import Accelerator, Environment
-from fmbench.system import runtime
+from fmbench.system import cgroup, runtime
+
+CPUINFO = Path("/proc/cpuinfo")
+INSTRUCTION_SETS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
+    *("asimd", "sve", "bf16"),  # Arm's
+)
+THREAD_SETTINGS = (
+    *("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES"),
+    *("GOMP_CPU_AFFINITY", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+    "NPROC",  # XLA's
+)
+MACHINE = "FMBENCH_MACHINE"
 
 
 def environment(*, ask_driver: bool = True) -> Environment:
@@ -42,6 +56,8 @@ def environment(*, ask_driver: bool = True) -> Environment:
             accelerators = _accelerators(readings)
             versions |= {"NVIDIA driver": readings.driver} if readings and readings.driver else {}
     commit, dirty = _git()
+    cpuinfo = _cpuinfo()
+    flags = cpuinfo.get("flags", cpuinfo.get("Features", "")).split()
     return Environment(
         device_platform=device.platform,
         device_kind=_cpu_model() if device.platform == "cpu" else " and ".join(_kinds(jax.devices())),
@@ -49,6 +65,14 @@ def environment(*, ask_driver: bool = True) -> Environment:
         num_processes=jax.process_count(),
         cpu=_cpu_model(),
         cpu_cores=_cpu_cores(),
+        machine=machine_name(),
+        cpu_stepping=".".join(cpuinfo[field] for field in ("cpu family", "model", "stepping") if field in cpuinfo)
+        or None,
+        instruction_sets=[name for name in INSTRUCTION_SETS if name in flags] if flags else None,
+        cpu_quota=cgroup.cpu_quota(),
+        memory_bytes=psutil.virtual_memory().total,
+        virtualised="hypervisor" in flags if "flags" in cpuinfo else None,  # only x86 tells
+        thread_settings=_thread_settings(),
         operating_system=platform.platform(),
         python=platform.python_version(),
         versions=versions,
@@ -57,6 +81,21 @@ def environment(*, ask_driver: bool = True) -> Environment:
         git_commit=commit,
         git_dirty=dirty,
     )
+
+
+def machine_name() -> str | None:
+    """What --machine or FMBENCH_MACHINE calls this machine, if they do.
+
+    Raises:
+        UserError: If that is nothing for a file's name.
+    """
+    name = os.environ.get(MACHINE, "")
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}", name):
+        raise UserError(
+            f"the machine's name, by --machine or {MACHINE}, is '{name}'; it is part of a file's name: up to 40 "
+            "letters, digits, '.', '_' and '-', the first a letter or digit."
+        )
+    return name or None
 
 
 def describe_devices() -> str:
@@ -139,11 +178,25 @@ def _accelerator_versions(device: jax.Device) -> dict[str, str]:
 
 def _cpu_model() -> str:
     """The processor as its maker calls it, where the system tells."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; elsewhere nothing."""
+    try:
+        first, *_ = CPUINFO.read_text().split("\n\n")
+    except OSError:
+        return {}
+    fields = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in fields}
+
+
+def _thread_settings() -> dict[str, str]:
+    """What is set of THREAD_SETTINGS, but for the waiting that fmbench.layers.onednn chooses by itself."""
+    given = {name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ}
+    if given.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+        del given["OMP_WAIT_POLICY"]
+    return given
 
 
 def _cpu_cores() -> int:

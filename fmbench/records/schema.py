@@ -15,6 +15,7 @@ Count = Annotated[int, Field(ge=0)]
 Status = Literal["completed", "interrupted", "diverged"]
 Watched = Literal["validation", "test"]
 TARGETS = ("90", "92", "94")  # percent; the keys of time_to_target
+COMPUTING = ("jax", "jaxlib", "flax", "optax", "onednn-cpu-gomp", "CUDA", "cuDNN")
 
 
 class _Strict(BaseModel):
@@ -45,8 +46,16 @@ class Environment(_Strict):
     device_kind: str  # processor or accelerator model, all of them if they differ
     num_devices: Count
     num_processes: Count
-    cpu: str
-    cpu_cores: Count
+    cpu: str  # the processor as its maker calls it
+    cpu_cores: Count  # that the process may run on
+    # The rest of the machine; None, where nobody tells and in records from before it was asked.
+    machine: str | None = None  # what --machine or FMBENCH_MACHINE calls it
+    cpu_stepping: str | None = None  # family, model and stepping: "26.2.1"; many models are called 'AMD EPYC'
+    instruction_sets: list[str] | None = None  # those of `machine.INSTRUCTION_SETS` that it has
+    cpu_quota: float | None = None  # cores' worth of time that a control group allows, if it allows fewer
+    memory_bytes: Count | None = None
+    virtualised: bool | None = None
+    thread_settings: dict[str, str] | None = None  # of OMP_NUM_THREADS and its like, what is set
     operating_system: str
     python: str
     versions: dict[str, str]  # of packages and, on NVIDIA GPUs, of driver, CUDA and cuDNN
@@ -54,6 +63,35 @@ class Environment(_Strict):
     xla_flags: str
     git_commit: str | None
     git_dirty: bool | None  # anything changed outside results/
+
+    @property
+    def machine_title(self) -> str:
+        """All that is known of the processors a run may use: runs share a table only if they share it.
+
+        'AMD EPYC 26.2.1 (2 cores, avx2, avx512f, avx512_bf16, 8 GiB, virtual)'
+        """
+        parts = [f"{self.cpu_cores} {'core' if self.cpu_cores == 1 else 'cores'}"]
+        parts += [f"{self.cpu_quota:g} cores' worth of time"] if self.cpu_quota else []
+        parts += self.instruction_sets or []
+        parts += [f"{self.memory_bytes / 2**30:.0f} GiB"] if self.memory_bytes else []
+        parts += ["virtual"] if self.virtualised else []
+        parts += [f"{name}={value}" for name, value in sorted((self.thread_settings or {}).items())]
+        name = " ".join(filter(None, [self.cpu, self.cpu_stepping]))
+        return f"{f'{self.machine}: ' if self.machine else ''}{name} ({', '.join(parts)})"
+
+    @property
+    def machine_slug(self) -> str:
+        """The machine in a file name: its given name or processor and cores, and of what else is known a hash."""
+        processor = re.sub(r"\((r|tm)\)|\bprocessor\b|\bcpu\b", " ", self.cpu.lower())
+        slug = self.machine or f"{_slug(processor)}-{self.cpu_cores}c"
+        if self.cpu_stepping is None and self.instruction_sets is None and self.machine is None:
+            return slug  # a record from before
+        return f"{slug}-{hashlib.sha256(self.machine_title.encode()).hexdigest()[:4]}"
+
+    @property
+    def software(self) -> dict[str, str]:
+        """Versions of what computes, which the runs of a row share."""
+        return {name: self.versions[name] for name in COMPUTING if name in self.versions}
 
 
 class Epoch(_Strict):
@@ -68,10 +106,22 @@ class Epoch(_Strict):
     train_core_seconds: Seconds
     train_images_per_sec: float
     gap_seconds: Seconds | None = None  # from the last step of the epoch before to the first of this one
+    # What else the machine did meanwhile; None in records from before it was asked, and where nobody tells.
+    load_average: Seconds | None = None  # of a minute; mean of those at the start and at the end
+    other_core_seconds: Seconds | None = None  # that other processes had on the cores this one may run on
+    stolen_core_seconds: Seconds | None = None  # that the host of a virtual machine, or a quota, took from it
+    involuntary_switches: Count | None = None  # times a thread was ready to go on, and had to wait
     val_loss: float | None = None
     val_accuracy: Fraction | None = None
     test_loss: float | None = None  # only where the config watches the test set
     test_accuracy: Fraction | None = None
+
+
+class Calibration(_Strict):
+    """What the machine reaches, by which costs on unlike machines can be compared; see `system.calibration`."""
+
+    matmul_flops_per_sec: dict[str, Annotated[float, Field(gt=0)]]  # by dtype
+    memory_bytes_per_sec: Annotated[float, Field(gt=0)]
 
 
 class StageResult(_Strict):
@@ -90,7 +140,7 @@ class StageResult(_Strict):
 class RunRecord(_Strict):
     """A run's record; keys are the field's terms, seconds are wall seconds, fractions lie in [0, 1]."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]  # 2 has the machine in its file's name
     status: Status
     created: str  # UTC, ISO 8601
     entry: Annotated[str, Field(min_length=1)]  # names the file
@@ -149,6 +199,7 @@ class RunRecord(_Strict):
 
     history: list[Epoch]
     stages: list[StageResult] = []  # those that were finished
+    calibration: Calibration | None = None  # None in records from before, and where the run was not completed
     environment: Environment
 
     @field_validator("time_to_target")
@@ -185,13 +236,26 @@ class RunRecord(_Strict):
 
 
 def record_name(entry: str, environment: Environment, dtype: str, seed: int) -> str:
-    """<entry>-<device>-<dtype>-seed<k>, with the number of devices if there are several."""
-    device = environment.device_platform
-    if device != "cpu":
-        device = re.sub(r"[^a-z0-9]+", "-", environment.device_kind.lower()).strip("-")
-    if environment.num_devices > 1:
-        device += f"-x{environment.num_devices}"
-    return f"{entry}-{device}-{dtype}-seed{seed}"
+    """<entry>-<device>-<dtype>-seed<k>, with the number of devices if there are several.
+
+    CPUs are told apart by machine: 'mlp-cpu-amd-epyc-2c-0d2f-float32-seed0'.
+    """
+    name = f"-{environment.machine_slug}" if environment.device_platform == "cpu" else ""
+    return f"{entry}-{_device(environment, name)}-{dtype}-seed{seed}"
+
+
+def workdir_name(entry: str, environment: Environment, dtype: str, seed: int) -> str:
+    """A record's name without the machine, whose own a work directory is: 'mlp-cpu-float32-seed0'."""
+    return f"{entry}-{_device(environment)}-{dtype}-seed{seed}"
+
+
+def _device(environment: Environment, name: str = "") -> str:
+    device = "cpu" if environment.device_platform == "cpu" else _slug(environment.device_kind)
+    return f"{device}{name}" + (f"-x{environment.num_devices}" if environment.num_devices > 1 else "")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def predictions_sha256(predictions: np.ndarray) -> str:

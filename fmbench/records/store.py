@@ -158,7 +158,10 @@ def read_all(results_dir: Path) -> dict[Path, RunRecord]:
     for path in sorted((results_dir / "runs").glob("*.json")):
         records[path] = read(path)
         if path.stem != records[path].name:
-            raise UserError(f"{path}: its content says {records[path].name}; a record must keep its name.")
+            remedy = "a record must keep its name"
+            if records[path].schema_version == 1:
+                remedy += ", which results/to_schema_2.py gives to one from before names told machines apart"
+            raise UserError(f"{path}: its content says {records[path].name}; {remedy}.")
     return records
 
 

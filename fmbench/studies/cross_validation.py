@@ -45,7 +45,7 @@ def cross_validate(
     Args:
         run_config: From `fmbench.entries`. Its seed is every fold's.
         num_folds: 2 or more.
-        workdir: The first of five folds is run in <workdir>/<name>/fold1of5, with the name of a record.
+        workdir: The first of five folds is run in <workdir>/<entry>-<device>-<dtype>-seed<k>/fold1of5.
         results_dir: The records go to <results_dir>/runs.
         force: Start anew, throwing away what `workdir` holds of this config.
 
@@ -56,7 +56,7 @@ def cross_validate(
         UserError: If something that was given cannot be used.
     """
     here = machine.environment(ask_driver=False)
-    name = schema.record_name(run_config.entry, here, run_config.dtype, run_config.seed)
+    name = schema.workdir_name(run_config.entry, here, run_config.dtype, run_config.seed)
     print(f"{run_config.entry} seed {run_config.seed}", flush=True)
     scores = []
     for fold in range(num_folds):

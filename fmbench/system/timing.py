@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import psutil
 
+from fmbench.system import load as machine_load
+
 
 @dataclasses.dataclass
 class Lap:
@@ -16,13 +18,15 @@ class Lap:
     seconds: float = 0.0
     core_seconds: float = 0.0
     gap: float = 0.0  # seconds from the end of the block of the same name before it; 0 for the first of a process
+    load: machine_load.Load | None = None  # of the machine in the meantime
 
 
 class Stopwatch:
     """Adds up wall seconds and core-seconds under a name: setup, compile, train, eval, checkpoint.
 
-    Core-seconds are the processor time of all threads of this process. They survive a busy machine, where wall
-    seconds don't.
+    Core-seconds are the processor time of all threads of this process. A busy machine stretches them, too: others
+    take a share of caches, of memory bandwidth, of a core's clock and of its second thread, and threads that wait for
+    one without a core spin meanwhile. So the load is noted with every lap.
     """
 
     def __init__(self) -> None:
@@ -35,6 +39,7 @@ class Stopwatch:
     def __call__(self, name: str) -> Iterator[Lap]:
         """Times a `with` block. Whoever starts device work in it waits for it in it."""
         lap = Lap()
+        load_before = machine_load.read()
         start, core_start = time.perf_counter(), time.process_time()
         lap.gap = start - self._ended.get(name, start)
         try:
@@ -44,6 +49,7 @@ class Stopwatch:
             lap.seconds = self._ended[name] - start
             lap.core_seconds = time.process_time() - core_start
             self.add({name: lap.seconds}, {name: lap.core_seconds})
+            lap.load = machine_load.between(load_before, machine_load.read())
 
     def to_json(self, *, wall: float) -> dict[str, dict[str, float]]:
         """All seconds so far, as `add` takes them, and those of the whole run."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from ml_collections import config_dict
 
 from fmbench.throughput.measurements import Dtype
+from fmbench.throughput.workers import with_xla_flags
 
 CONFIGS = ("configs/speedrun.py:94", "configs/vgg_like.py", "configs/resnet.py:20")
 CPU_CONFIGS = (
@@ -54,9 +55,7 @@ def choose_arms(run_config: config_dict.ConfigDict) -> list[Arm]:
 
 def environ_of(arm: Arm, environ: dict[str, str]) -> dict[str, str]:
     """The environment of its worker."""
-    changed = dict(environ)
-    if arm.xla_flags:
-        changed["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {arm.xla_flags}".strip()
+    changed = with_xla_flags(dict(environ), arm.xla_flags)
     if arm.matmul_precision:
         changed["JAX_DEFAULT_MATMUL_PRECISION"] = arm.matmul_precision
     return changed

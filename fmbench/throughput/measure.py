@@ -3,16 +3,12 @@
 import contextlib
 import multiprocessing
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
@@ -20,11 +16,18 @@ from fmbench import entries
 from fmbench.data import fashion_mnist
 from fmbench.records import machine
 from fmbench.records.schema import Environment
-from fmbench.system import runtime
+from fmbench.system import calibration, runtime
 from fmbench.throughput.arms import choose_arms, environ_of
-from fmbench.throughput.measurements import Conditions, Dtype, Measurements, ModelThroughput, Row, Sweep
+from fmbench.throughput.measurements import (
+    Conditions,
+    Measurements,
+    ModelThroughput,
+    Row,
+    Sweep,
+    better_ways,
+)
 from fmbench.throughput.race import Entrant, compare_nets, make_entrant, race, save_weights
-from fmbench.throughput.workers import DTYPES, System, choose_systems, fresh_caches, say
+from fmbench.throughput.workers import System, choose_systems, fresh_caches, say
 
 BATCH_SIZE_CONFIGS = ("cnn1", "mlp")
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)
@@ -79,12 +82,11 @@ def prepare(scratch: Path, rounds: int, seconds: float) -> Setting:
     np.save(scratch / "images.npy", dataset.train_images.reshape(len(dataset.train_images), -1))
     np.save(scratch / "labels.npy", dataset.train_labels.astype(np.int32))
     say("measuring what the machine reaches in matrix products and in memory")
-    environment, matmul, memory = _in_fresh_process(describe_machine)
+    environment, reached = _in_fresh_process(describe_machine)
     conditions = Conditions(
         created=machine.now(),
         environment=environment,
-        matmul_flops_per_sec=matmul,
-        memory_bytes_per_sec=memory,
+        **reached._asdict(),
         rounds=rounds,
         seconds=seconds,
     )
@@ -97,41 +99,10 @@ def _in_fresh_process(function: Callable[[], Result]) -> Result:
         return pool.submit(function).result()
 
 
-def describe_machine() -> tuple[Environment, dict[Dtype, float], float]:
-    """The machine, the FLOP/s of a large matrix product for each dtype, and the bytes/s of a sum of large arrays.
-
-    Products are of 2048 x 2048 on all cores, on accelerators of 8192 x 8192 on one device, in float32 with JAX's
-    default precision there (TF32). The sum is a + 3b, put in the place of a: two arrays read and one written.
-    """
-    on_cpu = runtime.find_devices()[0].platform == "cpu"
-    size = 2048 if on_cpu else 8192
-    product = jax.jit(lambda x: jnp.dot(x, x, preferred_element_type=jnp.float32))
-    matrix = np.random.default_rng(0).standard_normal((size, size), np.float32)
-
-    def flops_per_sec(dtype: Dtype) -> float:
-        x = jnp.asarray(matrix, dtype)
-        return 2 * size**3 / _median_seconds(lambda: product(x).block_until_ready())
-
-    flops: dict[Dtype, float] = {dtype: flops_per_sec(dtype) for dtype in DTYPES}
-    if on_cpu:  # where NumPy's BLAS may be faster than XLA
-        flops["float32"] = max(flops["float32"], 2 * size**3 / _median_seconds(lambda: matrix @ matrix))
-    add = jax.jit(lambda a, b: a + 3 * b, donate_argnums=0)
-    arrays = [jnp.ones((2**26 if on_cpu else 2**28,), jnp.float32) for _ in range(2)]
-
-    def triad() -> None:
-        arrays[0] = add(*arrays).block_until_ready()
-
-    return machine.environment(), flops, 3 * arrays[1].nbytes / _median_seconds(triad)
-
-
-def _median_seconds(function: Callable[[], Any], repetitions: int = 10) -> float:
-    function()
-    seconds = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+def describe_machine() -> tuple[Environment, calibration.Calibration]:
+    """The machine, and what it reaches."""
+    runtime.find_devices()
+    return machine.environment(), calibration.measure()
 
 
 def now(conditions: Conditions) -> Conditions:
@@ -165,7 +136,8 @@ def measure_model(
         batch_size=run_config.batch_size,
         infer_batch_size=run_config.eval_batch_size,
         flops_per_image=entrants[0].flops_per_image or None,  # 0 where XLA does not count
-        rows=rows,
+        rows=(better := better_ways(rows)),
+        ways=rows if len(better) < len(rows) else [],
     )
 
 

@@ -1,5 +1,6 @@
 """Measured throughput: what results/throughput.json holds, and what follows from it."""
 
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from fmbench.records.schema import Count, Environment, Seconds
 
 Positive = Annotated[float, Field(gt=0)]
 Dtype = Literal["float32", "bfloat16"]
+WaitPolicy = Literal["", "PASSIVE"]  # OMP_WAIT_POLICY; empty: the library's default
 CompileCache = Literal["cold", "warm"]
 
 # System and dtype. Ratios say how many times as fast as another variant the yardstick is.
@@ -48,6 +50,7 @@ class Row(_Strict):
     copies: Count = 1  # of the train set, in memory
     seeds: Count = 1  # trained together, each on its own batches; images are those of all of them
     arm: str = ""  # the way fmbench was run, where ways are compared
+    wait_policy: WaitPolicy = ""  # by which it ran; of a row of the better of two, by which it trained faster
     failure: str | None = None
     description: str = ""  # the system in its own words
     versions: dict[str, str] = {}
@@ -80,7 +83,8 @@ class ModelThroughput(_Strict):
     batch_size: Count
     infer_batch_size: Count
     flops_per_image: Positive | None  # of a training step, counted by XLA in fmbench's; null if fmbench failed
-    rows: list[Row]
+    rows: list[Row]  # one of each system and dtype
+    ways: list[Row] = []  # what rows are the better ones of, where a system was measured with both wait policies
 
     def find(self, variant: Variant) -> Row | None:
         """The variant's row, if it was measured and did not fail."""
@@ -123,6 +127,29 @@ class ModelThroughput(_Strict):
         if compute is None or traffic is None or bandwidth is None:
             return None
         return max(compute, traffic / bandwidth)
+
+
+def better_ways(rows: list[Row]) -> list[Row]:
+    """One row of each system and dtype, in their order, with the better numbers of the ways that it was run in.
+
+    Speeds are those of the way that is faster, and core-seconds those of the way that needs fewer, which may be
+    the other: who is compared with others shall have the better of both.
+    """
+    better = []
+    for variant in dict.fromkeys(row.variant for row in rows):
+        ways = [row for row in rows if row.variant == variant]
+        if measured := [row for row in ways if row.failure is None]:
+            train = max(measured, key=lambda row: median(train_speeds(row)) or 0.0)
+            infer = max(measured, key=lambda row: median(infer_speeds(row)) or 0.0)
+            cheapest = min(measured, key=lambda row: median(row.train_core_seconds_per_1000) or math.inf)
+            ways[0] = train.model_copy(
+                update={
+                    "infer_images_per_sec": infer.infer_images_per_sec,
+                    "train_core_seconds_per_1000": cheapest.train_core_seconds_per_1000,
+                }
+            )
+        better.append(ways[0])
+    return better
 
 
 class Sweep(_Strict):

@@ -44,7 +44,7 @@ class Entrant:
 
     def start(self, environ: dict[str, str]) -> None:
         if self.failure is None:
-            self.worker = Worker(self.system.command(), environ)
+            self.worker = Worker(self.system.command(), self.system.environ(environ))
             if ready := self.ask(self.job, Ready):
                 self.row |= {
                     "description": ready.system,
@@ -172,6 +172,7 @@ def make_entrant(
         "copies": copies,
         "seeds": seeds,
         "arm": arm,
+        "wait_policy": system.wait_policy,
     }
     return Entrant(system, job, row)
 

@@ -18,11 +18,16 @@ from pydantic import BaseModel
 
 from fmbench import config
 from fmbench.system import files
-from fmbench.throughput.measurements import Dtype
+from fmbench.throughput.measurements import Dtype, WaitPolicy
 
 BENCHMARKS = config.REPOSITORY / "benchmarks"
 PEERS = ("torch", "keras")
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
+# How OpenMP's threads wait for one another: as by default, which is to spin for a while, or asleep, which fmbench
+# chooses for itself. XLA has threads of its own, which sleep.
+WAIT_POLICIES: tuple[WaitPolicy, ...] = ("", "PASSIVE")
+# XLA convolves and multiplies in a library of its own, YNN, unless it is told otherwise.
+XLA_ONEDNN = "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type="
 
 XLA_FLAG_ERRORS = ("Unknown flag", "Illegal value for --xla")
 TIMEOUT = 600.0  # seconds that a worker may take for an answer
@@ -37,25 +42,45 @@ class System(NamedTuple):
     variant: str
     dtype: Dtype
     keeps_compiled: bool  # for the next process
+    wait_policy: WaitPolicy = ""
+    xla_flags: str = ""  # beside those that are set already; an XLA that lacks one ends the process, and says so
 
     @property
     def title(self) -> str:
-        return f"{self.name} {self.dtype}"
+        policy = f" ({self.wait_policy.lower()} waiting)" if self.wait_policy else ""
+        return f"{self.name} {self.dtype}{policy}"
+
+    def environ(self, environ: dict[str, str]) -> dict[str, str]:
+        """The environment of its process."""
+        if self.peer:  # fmbench chooses for itself, see layers/onednn.py
+            environ = {name: value for name, value in environ.items() if name != "OMP_WAIT_POLICY"}
+        if self.wait_policy:
+            environ = environ | {"OMP_WAIT_POLICY": self.wait_policy}
+        return with_xla_flags(environ, self.xla_flags)
 
     def command(self) -> list[str]:
         return [str(interpreter(self.peer)), str(BENCHMARKS / self.script)]
 
 
 def choose_systems(peers: Sequence[str], dtypes: Sequence[Dtype], platform: str = "cpu") -> list[System]:
-    """The systems in the order of the table's rows; the first is the yardstick, fmbench in float32."""
+    """The systems in the order of the table's rows; the first is the yardstick, fmbench in float32.
+
+    On CPUs each peer with an environment of its own comes twice, once for each of WAIT_POLICIES; and stock Flax
+    comes with XLA's own oneDNN, too.
+    """
+    on_cpu = platform == "cpu"
     torch_modes = ("eager", "compile", "graph") if platform == "gpu" else ("eager", "compile")
     systems = []
     for dtype in DTYPES:
         systems.append(System("fmbench", "fmbench_itself.py", "", dtype, dtype, True))
-        systems.append(System("stock Flax", "peer_flax.py", "", dtype, dtype, True))
-        for mode in torch_modes:
-            systems.append(System(f"PyTorch {mode}", "peer_torch.py", "torch", f"{mode}-{dtype}", dtype, False))
-        systems.append(System("Keras", "peer_keras.py", "keras", dtype, dtype, False))
+        stock = System("stock Flax", "peer_flax.py", "", dtype, dtype, True)
+        systems += [stock, stock._replace(name="stock Flax, oneDNN", xla_flags=XLA_ONEDNN)] if on_cpu else [stock]
+        others = [
+            System(f"PyTorch {m}", "peer_torch.py", "torch", f"{m}-{dtype}", dtype, False) for m in torch_modes
+        ]
+        others.append(System("Keras", "peer_keras.py", "keras", dtype, dtype, False))
+        for system in others:
+            systems += [system._replace(wait_policy=policy) for policy in (WAIT_POLICIES if on_cpu else ("",))]
     yardstick = systems[0]
     return [yardstick] + [
         system for system in systems[1:] if system.dtype in dtypes and system.peer in ("", *peers)
@@ -93,6 +118,11 @@ def fresh_caches(directory: Path) -> dict[str, str]:
         "MALLOC_TRIM_THRESHOLD_": str(2**40),
         "MALLOC_TOP_PAD_": str(512 << 20),
     }
+
+
+def with_xla_flags(environ: dict[str, str], flags: str) -> dict[str, str]:
+    """The environment with further flags of XLA."""
+    return environ | ({"XLA_FLAGS": f"{environ.get('XLA_FLAGS', '')} {flags}".strip()} if flags else {})
 
 
 def left_out(peers: Sequence[str], platform: str) -> dict[str, str]:

@@ -44,6 +44,12 @@ class Data:
     def steps_per_epoch(self) -> int:
         return self.num_train // self.batch_size
 
+    def compile_orders(self, losses: jax.Array | None) -> None:
+        """Orders an epoch of each kind, so that none compiles while training is timed; `losses` as below."""
+        after = self.selection["after_epochs"] if self.selection else 0
+        for epoch in {0, after} if losses is not None else {0}:
+            self.epoch_order(epoch, losses).block_until_ready()
+
     def epoch_order(self, epoch: int, losses: jax.Array | None = None) -> jax.Array:
         """The rows of an epoch in the order of their visit: int32 (steps_per_epoch * batch_size,).
 

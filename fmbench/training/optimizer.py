@@ -88,9 +88,10 @@ def make_schedule(config: config_dict.ConfigDict, steps_per_epoch: int) -> optax
     """Learning rate as a function of the step; it begins anew with each stage.
 
     constant; step: multiplied by `factor` at each of the `boundaries`; cosine: linear warm-up, then half a
-    cosine down to zero; linear: linear warm-up, then in a line down to zero; onecycle: up from 1/25 of the peak
-    and down to 1/10,000 of that, both by half a cosine (Smith & Topin, 2018, "Super-convergence"), the rise taking
-    `warmup_epochs` or, where that is 0, 30 %.
+    cosine down; linear: linear warm-up, then in a line down; onecycle: up from 1/25 of the peak and down to
+    1/10,000 of that, both by half a cosine (Smith & Topin, 2018, "Super-convergence"), the rise taking
+    `warmup_epochs` or, where that is 0, 30 %. No step has a rate of zero, which would be the next one's after the
+    last: the first of n steps of a warm-up has 1/n of the peak.
 
     Raises:
         UserError: As `make_optimizer`.
@@ -116,15 +117,10 @@ def _stage_schedule(config: config_dict.ConfigDict, stage: Stage, steps_per_epoc
             boundaries = {round(b * num_steps): config.schedule.factor for b in config.schedule.boundaries}
             return optax.piecewise_constant_schedule(peak, boundaries)
         case "cosine":
-            return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, num_steps)
+            decay = optax.cosine_decay_schedule(peak, num_steps - warmup_steps)
+            return _after_warmup(decay, peak, warmup_steps)
         case "linear":
-            return optax.join_schedules(
-                [
-                    optax.linear_schedule(0.0, peak, warmup_steps),
-                    optax.linear_schedule(peak, 0.0, num_steps - warmup_steps),
-                ],
-                [warmup_steps],
-            )
+            return _after_warmup(optax.linear_schedule(peak, 0.0, num_steps - warmup_steps), peak, warmup_steps)
         case "onecycle":
             return optax.cosine_onecycle_schedule(num_steps, peak, pct_start=warmup_steps / num_steps or 0.3)
         case path if import_path.is_import_path(path):
@@ -143,6 +139,14 @@ def _stage_schedule(config: config_dict.ConfigDict, stage: Stage, steps_per_epoc
             return schedule
         case name:
             raise ValueError(f"config.check lets '{name}' through, which is no schedule")
+
+
+def _after_warmup(decay: optax.Schedule, peak: float, warmup_steps: int) -> optax.Schedule:
+    """Steps of peak / warmup_steps up to the peak, the first of them for the first update, then `decay`."""
+    if not warmup_steps:
+        return decay
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
 def _call(

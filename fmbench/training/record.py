@@ -12,6 +12,7 @@ from ml_collections import config_dict
 from fmbench import config as config_lib
 from fmbench.records import machine
 from fmbench.records.schema import TARGETS, Epoch, RunRecord, StageResult, Status, predictions_sha256
+from fmbench.system.load import Load
 from fmbench.system.timing import Lap, Stopwatch
 from fmbench.training import steps
 from fmbench.training.input_pipeline import Data
@@ -35,7 +36,7 @@ class Diary:
         self,
         history: list[dict[str, Any]] | None = None,
         stages: list[dict[str, Any]] | None = None,
-        epoch: dict[str, float] | None = None,
+        epoch: dict[str, Any] | None = None,
         num_resumes: int = 0,
         diverged: bool = False,
     ):
@@ -57,6 +58,10 @@ class Diary:
         self.epoch["seconds"] += lap.seconds
         self.epoch["core_seconds"] += lap.core_seconds
         self.epoch["gap_seconds"] += lap.gap
+        for name, value in lap.load._asdict().items() if lap.load else ():
+            if value is not None:  # all but the average are counts
+                added = lap.seconds * value if name == "load_average" else value
+                self.epoch[name] = self.epoch.get(name, 0) + added
 
     def end_epoch(
         self, data: Data, step: int, learning_rate: float, evaluations: Mapping[str, Evaluation]
@@ -73,7 +78,10 @@ class Diary:
             "train_core_seconds": sums["core_seconds"],
             "train_images_per_sec": sums["steps"] * data.batch_size / sums["seconds"],
             "gap_seconds": sums["gap_seconds"],
+            **{name: sums[name] for name in Load._fields if name in sums},
         }
+        if "load_average" in epoch:
+            epoch["load_average"] /= sums["seconds"]
         if data.watched:
             evaluation = evaluations[data.watched]
             prefix = "val" if data.watched == "validation" else "test"
@@ -138,7 +146,7 @@ def make_record(
     """
     history = [Epoch(**epoch) for epoch in diary.history]
     return RunRecord(
-        schema_version=1,
+        schema_version=2,
         status=status,
         created=machine.now(),
         config=config_lib.to_json(config),
@@ -204,6 +212,6 @@ def time_to_target(history: list[Epoch], watched: str | None) -> dict[str, float
     }
 
 
-def _no_sums() -> dict[str, float]:
+def _no_sums() -> dict[str, Any]:
     """What an epoch adds up, step by step."""
     return {"steps": 0, "loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "core_seconds": 0.0, "gap_seconds": 0.0}

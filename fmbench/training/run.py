@@ -19,7 +19,8 @@ from fmbench import layers
 from fmbench.errors import UserError
 from fmbench.models import exported
 from fmbench.records import machine, store
-from fmbench.records.schema import RunRecord, Status
+from fmbench.records.schema import Calibration, RunRecord, Status
+from fmbench.system import calibration
 from fmbench.system.interrupt import StopRequest, stop_on_signals
 from fmbench.system.timing import Stopwatch, seconds_since_process_start
 from fmbench.training import input_pipeline, parallel, selection, steps, workdir
@@ -164,6 +165,7 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest) -> None:
     if not is_interrupted and not all(lane.diary.diverged for lane in lanes):
         _evaluate(plan, state, lanes, plan.data.eval_batches.keys() - lanes[0].evaluations, stopwatch)
     flops_per_image = plan.count_flops() / config.batch_size / len(lanes)
+    records = []
     for index, lane in enumerate(lanes):
         status: Status = "interrupted" if is_interrupted else "completed"
         if lane.diary.diverged or not is_finite(lane.evaluations):
@@ -197,6 +199,16 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest) -> None:
         display.line(_last_line(record, plan.num_steps))
         predictions = lane.evaluations["test"].predictions if lane.evaluations else None
         store.write(record, predictions, lane.directory / "record")
+        records.append(record)
+    _calibrate(records, lanes)
+
+
+def _calibrate(records: list[RunRecord], lanes: list[Lane]) -> None:
+    """Adds what the machine reaches to the records of completed runs, when all clocks have stopped."""
+    for record, lane in zip(records, lanes, strict=True):
+        if record.status == "completed" and (measured := calibration.measure_beside_a_run()):
+            changed = record.model_copy(update={"calibration": Calibration(**measured._asdict())})
+            store.write(changed, None, lane.directory / "record")
 
 
 class Plan(NamedTuple):
@@ -242,6 +254,7 @@ def _prepare(
         state = _restore(checkpoints, state, lanes, stopwatch)
     with stopwatch("compile"):
         programs = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
+        data.compile_orders(selection.losses_of_epoch(state.losses, is_new=True))
     num_steps = config.num_epochs * data.steps_per_epoch
     return Plan(data, config_lib.stages(config), num_steps, steps_per_call, schedule, *programs, []), state
 

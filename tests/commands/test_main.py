@@ -83,7 +83,7 @@ def test_a_diverging_run_says_so(run_main, tmp_path):
 def test_eight_devices(run_main, tmp_path, mode):
     done = run_main(*QUICK, f"--config.parallel={mode}", *places(tmp_path), devices=8)
     assert done.returncode == 0, done.stderr
-    (path,) = (tmp_path / "results" / "runs").glob("*-cpu-x8-float32-seed0.json")
+    (path,) = (tmp_path / "results" / "runs").glob("*-cpu-*-x8-float32-seed0.json")
     assert store.read(path).environment.num_devices == 8
     exported.load_model(tmp_path / "work")  # on a single device
 

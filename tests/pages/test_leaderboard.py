@@ -160,7 +160,7 @@ def test_code_that_is_no_commit_is_marked(results_dir, run, dirty, marked):
     [
         {"dtype": "bfloat16"},
         {"data_version": "2018-01-01"},
-        {"environment": {"device_kind": "Abacus 10"}},
+        {"environment": {"device_kind": "Abacus 10", "cpu": "Abacus 10"}},
         {"environment": {"cpu_cores": 64}},
         {"environment": {"num_devices": 8}},
         {"environment": {"device_platform": "gpu", "device_kind": "NVIDIA H100"}},
@@ -261,7 +261,7 @@ def test_different_old_data_are_not_ranked_together(results_dir, run):
     publish(make_old("b", wrong=9, train_images="b" * 64), results_dir, wrong=9)
     code, _, err = run()
     assert code == 2
-    assert "b-cpu-float32-seed0-old.json were made on different data, both called version 'old'" in err
+    assert "b-cpu-abacus-9-2c-float32-seed0-old.json were made on different data, both called version 'old'" in err
 
 
 def test_other_data_have_a_page_of_their_own_and_are_checked(results_dir, run):
@@ -328,7 +328,7 @@ def test_the_sample_cannot_pass_for_the_real_data(results_dir, run, monkeypatch,
     monkeypatch.setattr(fashion_mnist, "load", lambda source: dataclasses.replace(fake_dataset(), sha256=real))
     code, _, err = run("--check")
     assert code == 2
-    assert f"mlp-cpu-float32-seed0 was made on data of version {version}, not at hand here" in err
+    assert f"mlp-cpu-abacus-9-2c-float32-seed0 was made on data of version {version}, not at hand here" in err
 
 
 @pytest.mark.parametrize("status", ["interrupted", "diverged"])
@@ -363,8 +363,8 @@ def test_different_configs_make_no_row(results_dir, run, change, said):
     publish(make_record(seed=1, **change), results_dir)
     code, _, err = run()
     assert code == 2
-    assert "mlp-cpu-float32-seed0" in err
-    assert f"mlp-cpu-float32-seed1.json are runs of different configs ({said})" in err
+    assert "mlp-cpu-abacus-9-2c-float32-seed0" in err
+    assert f"mlp-cpu-abacus-9-2c-float32-seed1.json are runs of different configs ({said})" in err
 
 
 @pytest.mark.parametrize(("ema_decay", "code"), [(0.0, 0), (0.9, 2)])
@@ -392,7 +392,7 @@ def test_a_copied_record_is_no_further_seed(results_dir, run):
     path = publish(make_record(), results_dir)
     copy = path.with_name(path.name.replace("seed0", "seed1"))
     copy.write_bytes(path.read_bytes())
-    assert "its content says mlp-cpu-float32-seed0" in run("--check")[2]
+    assert "its content says mlp-cpu-abacus-9-2c-float32-seed0" in run("--check")[2]
     edit(copy, seed=1)
     code, _, err = run("--check")
     assert code == 2
@@ -451,7 +451,7 @@ def test_check_notices_a_new_record(published, results_dir, run):
         ({"test_accuracy": 0.95}, "test_accuracy is 0.95, but its predictions give 0.9"),
         ({"test_accuracy": 0.9000001}, "test_accuracy is 0.9000001"),
         ({"test_per_class_accuracy": [0.9] * 10}, "test_per_class_accuracy is"),
-        ({"num_test": 100}, "mlp-cpu-float32-seed0 was made on data"),
+        ({"num_test": 100}, "mlp-cpu-abacus-9-2c-float32-seed0 was made on data"),
         ({"test_accuracy": None}, "test_accuracy is missing from a completed run"),
     ],
 )
@@ -461,7 +461,7 @@ def test_an_accuracy_that_the_predictions_do_not_give_is_named(published, run, a
     code, _, err = run(*arguments)
     assert code == 2
     assert said in err
-    assert "mlp-cpu-float32-seed0" in err
+    assert "mlp-cpu-abacus-9-2c-float32-seed0" in err
     assert snapshot(published.parents[2]) == before
 
 
@@ -469,14 +469,17 @@ def test_predictions_that_are_not_the_records_are_named(published, run):
     np.save(published.with_suffix(".npy"), predictions_with(wrong=19))
     code, _, err = run("--check")
     assert code == 2
-    assert "mlp-cpu-float32-seed0.npy: not the predictions of mlp-cpu-float32-seed0.json" in err
+    assert (
+        "mlp-cpu-abacus-9-2c-float32-seed0.npy: not the predictions of mlp-cpu-abacus-9-2c-float32-seed0.json"
+        in err
+    )
 
 
 def test_missing_predictions_are_named(published, run):
     published.with_suffix(".npy").unlink()
     code, _, err = run("--check")
     assert code == 2
-    assert "mlp-cpu-float32-seed0.npy: cannot read the predictions" in err
+    assert "mlp-cpu-abacus-9-2c-float32-seed0.npy: cannot read the predictions" in err
 
 
 def test_better_predictions_with_their_own_hash_need_their_own_accuracy(published, run):

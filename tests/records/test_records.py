@@ -108,7 +108,7 @@ def test_a_new_file_appears_whole(tmp_path):
         ({"flops_per_image": float("inf")}, "flops_per_image"),
         ({"status": "finished"}, "status"),
         ({"watched": "train"}, "watched"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 3}, "schema_version"),
         ({"time_to_target": {"90": 1.0, "92": 2.0}}, "time_to_target"),
         ({"time_to_target": {"90": 1.0, "92": 2.0, "94": 3.0, "99": 4.0}}, "time_to_target"),
         ({"history": [{"epoch": 1}]}, "history.0.step"),
@@ -211,7 +211,7 @@ def test_predictions_in_a_damaged_header_are_named(stem):
 
 def test_publish_copies_record_and_predictions_under_the_records_name(stem, tmp_path):
     store.publish(stem, tmp_path / "results")
-    target = tmp_path / "results" / "runs" / "mlp-cpu-float32-seed0"
+    target = tmp_path / "results" / "runs" / "mlp-cpu-abacus-9-2c-float32-seed0"
     assert json_of(target).read_bytes() == json_of(stem).read_bytes()
     assert npy_of(target).read_bytes() == npy_of(stem).read_bytes()
 
@@ -274,7 +274,9 @@ def test_the_labels_of_other_data_are_not_published(stem, tmp_path):
 
 def test_data_that_changed_since_give_no_labels(old, tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "load", lambda source, place, unproven: fake_dataset("old"))
-    with pytest.raises(UserError, match="kaggle no longer holds the data of mlp-cpu-float32-seed0-old"):
+    with pytest.raises(
+        UserError, match="kaggle no longer holds the data of mlp-cpu-abacus-9-2c-float32-seed0-old"
+    ):
         store.publish(tmp_path / "old", tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
@@ -317,8 +319,8 @@ def test_a_place_where_labels_cannot_be_written_is_named(old, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({}, "resnet-20-cpu-float32-seed3"),
-        ({"num_devices": 8}, "resnet-20-cpu-x8-float32-seed3"),
+        ({}, "resnet-20-cpu-abacus-9-2c-float32-seed3"),
+        ({"num_devices": 8}, "resnet-20-cpu-abacus-9-2c-x8-float32-seed3"),
         (
             {"device_platform": "gpu", "device_kind": "NVIDIA A100-SXM4-40GB"},
             "resnet-20-nvidia-a100-sxm4-40gb-float32-seed3",
@@ -334,15 +336,17 @@ def test_name(changes, name):
 
 
 def test_a_run_on_the_old_data_has_another_name():
-    assert make_record(data_version="old").name == "mlp-cpu-float32-seed0-old"
-    assert make_record(data_version="unproven-0a1b2c3d").name == "mlp-cpu-float32-seed0-unproven-0a1b2c3d"
+    assert make_record(data_version="old").name == "mlp-cpu-abacus-9-2c-float32-seed0-old"
+    other = make_record(data_version="unproven-0a1b2c3d")
+    assert other.name == "mlp-cpu-abacus-9-2c-float32-seed0-unproven-0a1b2c3d"
 
 
 def test_a_renamed_record_is_refused(tmp_path):
     path = publish(make_record(), tmp_path)
-    path.rename(path.with_name("vgg_like-cpu-float32-seed0.json"))
+    path.rename(path.with_name("vgg_like-cpu-abacus-9-2c-float32-seed0.json"))
     with pytest.raises(
-        UserError, match=r"vgg_like-cpu-float32-seed0\.json: its content says mlp-cpu-float32-seed0"
+        UserError,
+        match=r"vgg_like-cpu-abacus-9-2c-float32-seed0\.json: its content says mlp-cpu-abacus-9-2c-float32-seed0",
     ):
         store.read_all(tmp_path)
 

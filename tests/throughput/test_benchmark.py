@@ -18,6 +18,7 @@ from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.pages import throughput
 from fmbench.records.schema import Environment
+from fmbench.system.calibration import Calibration
 from fmbench.throughput import measure, overheads, race, workers
 from fmbench.throughput.measurements import (
     Conditions,
@@ -27,8 +28,10 @@ from fmbench.throughput.measurements import (
     Row,
     Run,
     Sweep,
+    better_ways,
     read_measurements,
 )
+from fmbench.throughput.workers import XLA_ONEDNN, choose_systems
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = ("fmbench_itself", "peer_flax", "peer_torch", "peer_keras")
@@ -75,7 +78,13 @@ def run(tmp_path, results_dir, monkeypatch, capsys):
         monkeypatch.setattr(
             measure,
             "_in_fresh_process",
-            lambda function: (machine, CONDITIONS.matmul_flops_per_sec, CONDITIONS.memory_bytes_per_sec),
+            lambda function: (
+                machine,
+                Calibration(
+                    {str(d): f for d, f in CONDITIONS.matmul_flops_per_sec.items()},
+                    CONDITIONS.memory_bytes_per_sec or 0.0,
+                ),
+            ),
         )
         monkeypatch.setenv("FAKE_WORKERS", json.dumps(misbehaving or {}))
         monkeypatch.setattr(sys, "argv", ["benchmark", f"--results_dir={results_dir}", *arguments])
@@ -132,24 +141,83 @@ def sections(results_dir: Path) -> dict[str, list[list[str]]]:
 def test_systems_take_turns_in_an_order_that_rotates(run, log):
     assert run(*models("--peers=torch", "--dtype=float32"))[0] == 0
     names = [
-        "fmbench_itself float32",
-        "peer_flax float32",
-        "peer_torch eager-float32",
-        "peer_torch compile-float32",
+        ("fmbench_itself float32", "", ""),
+        ("peer_flax float32", "", ""),
+        ("peer_flax float32", "", XLA_ONEDNN),
+        ("peer_torch eager-float32", "", ""),
+        ("peer_torch eager-float32", "PASSIVE", ""),
+        ("peer_torch compile-float32", "", ""),
+        ("peer_torch compile-float32", "PASSIVE", ""),
     ]
     for do, seconds in (("train", 2.0), ("infer", 1.0)):
-        turns = [(entry["who"], entry["seconds"]) for entry in log() if entry["do"] == do]
+        turns = [
+            ((entry["who"], entry["OMP_WAIT_POLICY"], entry["XLA_FLAGS"]), entry["seconds"])
+            for entry in log()
+            if entry["do"] == do
+        ]
         expected = names + names[1:] + names[:1] + names[2:] + names[:2]
         assert turns == [(name, seconds) for name in expected]
-    assert [entry["do"] for entry in log()][-16:-4] == ["infer"] * 4 + ["train"] * 4 + ["infer"] * 4
-    assert [entry["do"] for entry in log()][-4:] == ["memory"] * 4
+    assert [entry["do"] for entry in log()][-28:-7] == ["infer"] * 7 + ["train"] * 7 + ["infer"] * 7
+    assert [entry["do"] for entry in log()][-7:] == ["memory"] * 7
+
+
+def test_a_peer_has_the_better_numbers_of_both_ways_to_wait(run, results_dir):
+    misbehaving = {"peer_torch eager-float32": ("", "spin")}
+    assert run(*models("--peers=torch", "--dtype=float32"), misbehaving=misbehaving)[0] == 0
+    measured = read_measurements(results_dir).models["mlp"]
+    (row,) = (row for row in measured.rows if row.system == "PyTorch eager")
+    assert (row.wait_policy, row.train_images_per_sec) == ("", [3000, 9000, 6000])
+    assert row.train_core_seconds_per_1000 == [1 / 3, 1 / 9, 1 / 6]  # of threads that sleep
+    ways = [way for way in measured.ways if way.system == "PyTorch eager"]
+    assert [(way.wait_policy, way.train_images_per_sec[0]) for way in ways] == [("", 3000), ("PASSIVE", 2400)]
+    assert [way.train_core_seconds_per_1000[0] for way in ways] == [2 / 3, 1 / 3]
+    assert not any(way.wait_policy for way in measured.ways if way.system in ("fmbench", "stock Flax"))
+
+
+def test_a_peer_that_fails_one_way_has_the_other(run, results_dir, monkeypatch):
+    monkeypatch.setattr(workers, "WAIT_POLICIES", ("PASSIVE", ""))
+    assert run(*models("--peers=keras", "--dtype=float32"))[0] == 0
+    keras = [row for row in read_measurements(results_dir).models["mlp"].ways if row.system == "Keras"]
+    failed = keras[0].model_copy(update={"failure": "boom", "train_images_per_sec": []})
+    assert better_ways([failed, keras[1]]) == [keras[1]]
+    assert better_ways([failed, failed]) == [failed]
+
+
+def test_a_jaxlib_without_onednn_says_so(run, results_dir):
+    misbehaving = {"peer_flax float32": (f"job {XLA_ONEDNN}", "flag")}
+    assert run(*FLOAT32, misbehaving=misbehaving)[0] == 0
+    rows = table(results_dir, "mlp")
+    assert rows["stock Flax, oneDNN float32"][0].startswith(
+        "failed: ended with exit code 1: F1 parse.cc:1] Unknown"
+    )
+    assert rows["stock Flax float32"][0] == "4,000 (2,000-6,000)"
+
+
+def test_on_accelerators_nobody_waits_for_openmp():
+    systems = choose_systems(("torch",), ("float32",), "gpu")
+    assert [system.name for system in systems] == [
+        *("fmbench", "stock Flax", "PyTorch eager", "PyTorch compile", "PyTorch graph")
+    ]
+    assert not any(system.wait_policy for system in systems)
+
+
+def test_a_persons_own_policy_is_fmbenchs_alone():
+    systems = choose_systems(("torch",), ("float32",))
+    own = {"OMP_WAIT_POLICY": "ACTIVE", "XLA_FLAGS": "--xla_one=1"}
+    policies = {system.title: system.environ(own).get("OMP_WAIT_POLICY") for system in systems}
+    assert policies["fmbench float32"] == "ACTIVE"
+    assert (policies["PyTorch eager float32"], policies["PyTorch eager float32 (passive waiting)"]) == (
+        None,
+        "PASSIVE",
+    )
+    assert systems[2].environ(own)["XLA_FLAGS"] == f"--xla_one=1 {XLA_ONEDNN}"
 
 
 def test_all_are_ready_and_proven_equal_before_the_first_compiles(run, log):
     assert run(*ALL_FLOAT32)[0] == 0
     dos = [entry["do"] for entry in log()]
-    assert dos[:11] == ["job"] * 5 + ["logits"] * 5 + ["job"]  # the last is the first to compile cold
-    jobs = {entry["who"]: entry for entry in log()[:5]}
+    assert dos[:19] == ["job"] * 9 + ["logits"] * 9 + ["job"]  # the last is the first to compile cold
+    jobs = {entry["who"]: entry for entry in log()[:9]}
     assert jobs["peer_torch eager-float32"]["optimizer"]["eps"] == 1e-7
     for job in jobs.values():
         assert (job["model"], job["arguments"], job["batch_size"], job["infer_batch_size"]) == (
@@ -188,7 +256,8 @@ def test_row_has_medians_spread_and_ratios_of_medians(run, results_dir):
 
 def test_dtypes_and_peers_that_were_asked_for_and_always_the_yardstick(run, results_dir):
     assert run(*models("--dtype=bfloat16", "--peers=keras"))[0] == 0
-    names = ["fmbench float32", "fmbench bfloat16", "stock Flax bfloat16", "Keras bfloat16"]
+    flax = ["stock Flax bfloat16", "stock Flax, oneDNN bfloat16"]
+    names = ["fmbench float32", "fmbench bfloat16", *flax, "Keras bfloat16"]
     rows = table(results_dir, "mlp")
     assert list(rows) == names
     assert rows["fmbench bfloat16"][6] == "24.0"  # of the bfloat16 product
@@ -324,7 +393,7 @@ def test_what_is_not_measured_again_stays(run, results_dir):
     assert run(*models("--dtype=bfloat16", "--rounds=1"))[0] == 0
     after = read_measurements(results_dir)
     assert (after.models["cnn1"], after.dataset_sizes) == (before.models["cnn1"], before.dataset_sizes)
-    assert [row.dtype for row in after.models["mlp"].rows] == ["float32", "bfloat16", "bfloat16"]
+    assert [row.dtype for row in after.models["mlp"].rows] == ["float32", *["bfloat16"] * 3]
     assert (after.models["mlp"].conditions.rounds, after.models["cnn1"].conditions.rounds) == (1, 3)
 
 
@@ -345,7 +414,7 @@ def test_json_goes_to_standard_output_alone_and_to_no_file(run, results_dir):
     assert code == 0
     rows = [json.loads(line) for line in stdout.splitlines()]
     assert [(row["model"], row["system"], row["dtype"]) for row in rows] == [
-        ("mlp", system, "float32") for system in ("fmbench", "stock Flax", "Keras")
+        ("mlp", system, "float32") for system in ("fmbench", "stock Flax", "stock Flax, oneDNN", "Keras")
     ]
     keras = {
         "batch_size": 1000,
@@ -361,7 +430,7 @@ def test_json_goes_to_standard_output_alone_and_to_no_file(run, results_dir):
         "peak_memory_bytes": 10**8,
         "failure": None,
     }
-    assert {key: rows[2][key] for key in keras} == keras
+    assert {key: rows[3][key] for key in keras} == keras
     assert not results_dir.exists()
 
 

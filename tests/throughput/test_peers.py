@@ -432,16 +432,16 @@ def test_fmbench_does_the_step_of_the_job_and_not_the_configs(make_job, model):
 @pytest.mark.parametrize(
     ("fields", "missing"),
     [
-        ({"label_smoothing": 0.1}, "label_smoothing"),
-        ({"ema_decay": 0.999}, "ema_decay"),
-        ({"grad_clip_norm": 1.0}, "grad_clip_norm"),
+        ({"label_smoothing": 0.1}, "label smoothing"),
+        ({"ema_decay": 0.999}, "ema decay"),
+        ({"grad_clip_norm": 1.0}, "grad clip norm"),
         ({"selection": {"easy": 0.5, "keep": 0.2}}, "selection"),
         ({"augment": {"flip": True, "cutout": 0, "shift": 0.1}}, "flip, shift"),
-        ({"optimizer": ADAM | {"keep_norm": True}}, "keep_norm"),
+        ({"optimizer": ADAM | {"keep_norm": True}}, "keep norm"),
     ],
 )
 def test_a_peer_refuses_a_step_of_which_it_would_do_less(make_job, fields, missing):
-    with pytest.raises(ValueError, match=f"the step has {missing}, which this peer does not do"):
+    with pytest.raises(ValueError, match=f"^does not do {missing}$"):
         peer_flax.StockFlax(protocol.Job(**make_job("mlp", **fields)))
     able = ("label_smoothing", "ema_decay", "grad_clip_norm", "selection", "keep_norm", "flip", "shift")
     protocol.Job(**make_job("mlp", **fields)).check_step(*able)
@@ -455,10 +455,10 @@ def test_stock_flax_refuses_muon(make_job):
 @pytest.mark.parametrize(
     ("peer", "fields", "message"),
     [
-        ("torch", {"augment": {"random_erasing": 0.5}}, "the step has random_erasing, which this peer"),
+        ("torch", {"augment": {"random_erasing": 0.5}}, "does not do random erasing"),
         ("torch", {"platform": "tpu"}, "has no tpu here"),
         ("torch", {"optimizer": MUON | {"nesterov": False}}, "this peer has adam, sgd, and muon with nesterov"),
-        ("keras", {"label_smoothing": 0.1}, "the step has label_smoothing, which this peer does not do"),
+        ("keras", {"label_smoothing": 0.1}, "does not do label smoothing"),
         ("keras", {"optimizer": MUON | {"keep_norm": False}}, "optimizer 'muon': this peer has adam and sgd"),
     ],
 )

@@ -155,12 +155,12 @@ def test_schedules_at_their_corners(make_config):
     np.testing.assert_allclose([step(499), step(501), step(751)], [1e-3, 1e-4, 1e-5], rtol=1e-6)
     cosine = schedule("cosine", warmup_epochs=2.0)
     np.testing.assert_allclose(
-        [cosine(0), cosine(100), cosine(200), cosine(600), cosine(1000)], [0, 5e-4, 1e-3, 5e-4, 0], atol=1e-9
+        [cosine(step) for step in (0, 99, 199, 200, 600, 1000)], [5e-6, 5e-4, 1e-3, 1e-3, 5e-4, 0], atol=1e-9
     )
     linear = schedule("linear", warmup_epochs=2.0)
     np.testing.assert_allclose(
-        [linear(0), linear(100), linear(200), linear(600), linear(800), linear(1000)],
-        [0, 5e-4, 1e-3, 5e-4, 2.5e-4, 0],
+        [linear(step) for step in (0, 99, 199, 200, 600, 800, 999)],
+        [5e-6, 5e-4, 1e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-6],
         atol=1e-9,
     )
     np.testing.assert_allclose([schedule("linear")(0), schedule("linear")(500)], [1e-3, 5e-4], rtol=1e-6)
@@ -168,6 +168,21 @@ def test_schedules_at_their_corners(make_config):
     np.testing.assert_allclose([onecycle(0), onecycle(200)], [1e-3 / 25, 1e-3], rtol=1e-5)
     np.testing.assert_allclose(onecycle(1000), 1e-3 / 25 / 1e4, rtol=1e-2)
     assert schedule("constant")(10**6) == 1e-3
+
+
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "linear", "onecycle"])
+@pytest.mark.parametrize("warmup_steps", [0, 1, 2, 7])
+def test_every_step_that_is_paid_for_updates(make_config, name, warmup_steps):
+    config = make_config(
+        "configs/mlp.py", num_epochs=2, schedule__name=name, schedule__warmup_epochs=warmup_steps / 5
+    )
+    schedule = make_schedule(config, steps_per_epoch=5)
+    rates = np.array([schedule(step) for step in range(10)])
+    assert rates.min() > 0
+    assert rates.max() <= 1e-3 * (1 + 1e-6)
+    if name in ("cosine", "linear") and warmup_steps:
+        expected = 1e-3 * np.arange(1, warmup_steps + 1) / warmup_steps
+        np.testing.assert_allclose(rates[:warmup_steps], expected, rtol=1e-6)
 
 
 def test_the_schedule_begins_anew_with_each_stage(make_config):

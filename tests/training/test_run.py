@@ -1,9 +1,20 @@
 """The run from within: early stopping, the clock, the watched split."""
 
+import argparse
+import itertools
+import json
+import time
+from typing import Any
+
+import numpy as np
 import pytest
 
 from fmbench import config as config_lib
 from fmbench.records import schema
+from fmbench.system import calibration, load
+from fmbench.system.timing import Lap
+from fmbench.training import input_pipeline
+from fmbench.training import run as training_run
 from fmbench.training.record import Diary, time_to_target
 from fmbench.training.run import train_and_evaluate
 
@@ -53,9 +64,72 @@ def test_another_seed_is_another_run(make_config, tmp_path):
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(make_config, tmp_path):
     config = make_config("configs/cnn1.py", batch_size=40, num_epochs=2, dtype="bfloat16", data__split="all")
     record = run(config, tmp_path)
-    assert record.name.endswith("-cpu-x8-bfloat16-seed0")
+    assert record.name.endswith(f"-cpu-{record.environment.machine_slug}-x8-bfloat16-seed0")
     assert record.test_accuracy is not None
     assert record.test_accuracy > 0.3  # it learns: chance is 0.1
+
+
+def test_the_load_is_noted_with_every_epoch(make_config, tmp_path, monkeypatch):
+    readings = itertools.count(1)
+    monkeypatch.setattr(load, "read", lambda: load.Reading(n := next(readings), 10.0 * n, 100.0 * n, 1000 * n))
+    record = run(make_config("configs/mlp.py", batch_size=240, num_epochs=2), tmp_path)
+    for epoch in record.history:
+        # One lap in each epoch, whose readings are successive ones.
+        assert epoch.load_average is not None
+        assert epoch.load_average % 1 == pytest.approx(0.5)
+        noted = epoch.other_core_seconds, epoch.stolen_core_seconds, epoch.involuntary_switches
+        assert noted == (10, 100, 1000)
+
+
+def test_an_interrupted_epochs_load_is_that_of_its_parts():
+    diary = Diary()
+    metrics = {"loss": np.ones(1), "accuracy": np.ones(1)}
+    diary.add_steps(metrics, Lap(1.0, 2.0, 0.0, load.Load(4.0, 1.0, None, 5)))
+    diary = Diary(**json.loads(json.dumps(diary.to_json())))
+    diary.add_steps(metrics, Lap(3.0, 2.0, 0.0, load.Load(8.0, 2.0, None, 6)))
+    data: Any = argparse.Namespace(steps_per_epoch=2, batch_size=1, watched=None)
+    epoch = diary.end_epoch(data, 2, 0.1, {})
+    assert (epoch["load_average"], epoch["other_core_seconds"], epoch["involuntary_switches"]) == (7.0, 3.0, 11)
+    assert "stolen_core_seconds" not in epoch  # nobody told
+
+
+def test_a_completed_record_says_what_the_machine_reaches_and_no_clock_runs_meanwhile(
+    make_config, tmp_path, monkeypatch
+):
+    measured = calibration.Calibration({"float32": 1.0, "bfloat16": 2.0}, 3.0)
+
+    def slowly():
+        time.sleep(1)
+        return measured
+
+    monkeypatch.setattr(calibration, "measure_beside_a_run", slowly)
+    began = time.perf_counter()
+    record = run(make_config("configs/mlp.py", batch_size=240, num_epochs=1), tmp_path)
+    took = time.perf_counter() - began
+    assert record.calibration == schema.Calibration(**measured._asdict())
+    assert record.wall_seconds < took - 1
+    monkeypatch.setattr(calibration, "measure_beside_a_run", lambda: None)  # too little memory
+    config = make_config("configs/mlp.py", batch_size=240, num_epochs=1, seed=1)
+    assert run(config, tmp_path / "other").calibration is None
+
+
+def test_nothing_compiles_while_training_is_timed(make_config, tmp_path, monkeypatch):
+    config = make_config("configs/mlp.py", batch_size=240, num_epochs=3, selection__easy=0.3)
+    orders: tuple[Any, ...] = (input_pipeline._epoch_order, input_pipeline._hard_epoch_order)
+    compiled = []
+    train_epoch = training_run._train_epoch
+
+    def noting(*arguments):
+        compiled.append([order._cache_size() for order in orders])
+        trained = train_epoch(*arguments)
+        compiled.append([order._cache_size() for order in orders])
+        return trained
+
+    for order in orders:
+        order.clear_cache()
+    monkeypatch.setattr(training_run, "_train_epoch", noting)
+    run(config, tmp_path)
+    assert compiled == [[1, 1]] * 6
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_each_seed_leaves_a_record_a_model_and_metrics(make_config, tmp_path):
     alone = train_and_evaluate(config, tmp_path / "alone", results_dir=tmp_path / "alone")
     assert (alone.trained_with, alone.seed) == (0, 0)
     for seed, record in zip(SEEDS, records, strict=True):
-        assert record.name == f"{record.entry}-cpu-x8-float32-seed{seed}-with2"
+        assert record.name == f"{record.entry}-cpu-{record.environment.machine_slug}-x8-float32-seed{seed}-with2"
         assert (record.seed, record.config["seed"], record.trained_with) == (seed, seed, 2)
         assert record.num_params == alone.num_params
         assert record.flops_per_image == pytest.approx(alone.flops_per_image, rel=1e-5)
