@@ -46,9 +46,12 @@ def recipe_difference(correct_a: np.ndarray, correct_b: np.ndarray) -> Differenc
         variance of the difference = sum of (s2 / n over the recipes) + (d2 - sum of (rest2 / n)) / m.
 
     The first term is Welch's, and has the rests' own chance in it, which d2 / m has too: hence what is taken off.
-    The second term, never taken as negative, is the part of the images. Degrees of freedom are Satterthwaite's.
-    If the recipes agree on every image but for chance, this is Welch's t-test of the seeds' accuracies; if seeds
-    change nothing, it is the paired t-test over the images.
+    The second term, never taken as negative, is the part of the images.
+
+    Degrees of freedom are Satterthwaite's, in which a recipe's s2 counts at least rest2 / m, what it would be if
+    there were no seed effects: two or three seeds lie close to each other by luck, and would leave the variance to
+    the images with their thousands of degrees of freedom. If the recipes agree on every image but for chance, this
+    is Welch's t-test of the seeds' accuracies; if seeds change nothing, it is the paired t-test over the images.
 
     Seeds are taken as independent, those with equal numbers too: different recipes draw different things from
     them.
@@ -56,6 +59,10 @@ def recipe_difference(correct_a: np.ndarray, correct_b: np.ndarray) -> Differenc
     Args:
         correct_a: bool (seeds >= 2, num_images).
         correct_b: bool (seeds >= 2, num_images), on the same images.
+
+    Returns:
+        The difference, a fraction. If neither seeds nor images vary, the interval is a point, and the p-value 0,
+        or 1 if there is no difference.
 
     Raises:
         ValueError: If a recipe has one seed, which says nothing of the chance of seeds.
@@ -69,17 +76,21 @@ def recipe_difference(correct_a: np.ndarray, correct_b: np.ndarray) -> Differenc
     if min(len(correct_a), len(correct_b)) < 2:
         raise ValueError("no test without two seeds of each recipe")
     num_images = correct_a.shape[1]
-    of_difference = (correct_b.mean(axis=0) - correct_a.mean(axis=0)).var(ddof=1)
-    parts: list[tuple[float, int]] = []  # variance and degrees of freedom
-    for correct in (correct_a, correct_b):
+    of_images = (correct_b.mean(axis=0) - correct_a.mean(axis=0)).var(ddof=1)
+    of_seeds, at_least, seeds_df = np.zeros(2), np.zeros(2), np.zeros(2)
+    for recipe, correct in enumerate((correct_a, correct_b)):
         num_seeds = len(correct)
-        of_seeds = correct.sum(axis=1).var(ddof=1) / num_images**2  # of whole numbers: exactly 0 if they are equal
         rest = correct - correct.mean(axis=0) - correct.mean(axis=1, keepdims=True) + correct.mean()
-        of_difference -= np.square(rest).sum() / ((num_seeds - 1) * (num_images - 1)) / num_seeds
-        parts.append((of_seeds / num_seeds, num_seeds - 1))
-    parts.append((max(0.0, of_difference) / num_images, num_images - 1))
-    variance = sum(part for part, _ in parts)
-    df = variance**2 / sum(part**2 / part_df for part, part_df in parts) if variance else 1.0
+        of_rest = np.square(rest).sum() / ((num_seeds - 1) * (num_images - 1)) / num_seeds
+        of_images -= of_rest
+        # The variance of whole numbers is exactly 0 where they are equal.
+        of_seeds[recipe] = correct.sum(axis=1).var(ddof=1) / num_images**2 / num_seeds
+        at_least[recipe] = of_rest / num_images
+        seeds_df[recipe] = num_seeds - 1
+    of_images = max(0.0, of_images) / num_images
+    weights = np.append(np.maximum(of_seeds, at_least), of_images)
+    df = weights.sum() ** 2 / (weights**2 / [*seeds_df, num_images - 1]).sum() if weights.any() else 1.0
+    variance = of_seeds.sum() + of_images
     return _t_test(float(correct_b.mean() - correct_a.mean()), math.sqrt(variance), df)
 
 
