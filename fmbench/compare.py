@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("a", metavar="A", help="an entry, as the leaderboard calls it")
     parser.add_argument("b", metavar="B", help="another")
     parser.add_argument("--dtype", help="of the runs, where both entries have several")
-    parser.add_argument("--device", default="", help="a part of the device's name, where both ran on several")
+    parser.add_argument("--condition", default="", help="a part of its title, where they share several")
     parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     arguments = parser.parse_args()
@@ -113,11 +113,11 @@ def _the_condition(conditions: dict[Condition, Entries], arguments: argparse.Nam
     admitted = [
         condition
         for condition in shared
-        if arguments.dtype in (None, condition.dtype) and arguments.device in condition.title
+        if arguments.dtype in (None, condition.dtype) and arguments.condition in condition.title
     ]
     if len(admitted) != 1:
         raise UserError(
-            f"both were run on {_titles(admitted or shared)}; choose one of these with --dtype or --device."
+            f"both were run on {_titles(admitted or shared)}; choose one of these with --dtype or --condition."
         )
     return admitted[0]
 
