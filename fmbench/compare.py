@@ -159,7 +159,7 @@ def _latex(comparison: Comparison) -> str:
     head, cells = ([_escaped(cell) for cell in cells] for cells in zip(*_cells(comparison), strict=True))
     return "\n".join(
         [
-            f"% {condition.title}; {NOTE}",
+            "% " + f"{condition.title}; {NOTE}".replace("±", "+-"),
             r"\begin{tabular}{lrlrrrr}",
             r"\hline",
             " & ".join(head) + r" \\",

@@ -100,6 +100,7 @@ def test_latex(run):
     low, high, p = expected()
     _, out, _ = run("good", "bad_one", "--format=latex")
     assert out.startswith("% 1 x Abacus 9")
+    assert out.isascii()
     assert r"difference & 95 \% interval & p \\" in out
     row = rf"good & 98.00 $\pm$ 1.00 (3) & bad\_one & 75.00 $\pm$ 7.07 (2) & -23.00 & {low} to {high} & {p} \\"
     assert row in out.splitlines()
