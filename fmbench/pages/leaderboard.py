@@ -26,12 +26,15 @@ README_MARKS = ("<!-- leaderboard: begin -->", "<!-- leaderboard: end -->")
 
 HOW_TO_READ = """\
 An entry links to its config. Test accuracy is the last epoch's, mean ± sample standard deviation over n seeds.
-Rows that a paired test on the test images cannot tell apart (McNemar, p ≥ 0.05) share a rank. Times are medians
-over seeds: training steps only; core-seconds are processor time, which a busy machine stretches, too. Time to
-a target is training time until the watched split first reached it at the end of an epoch; "miss" says that it
-never did, "-" that nothing was watched. Compile time is a cold compile's, or "cached". Transfer entries show
-parameters and times of the trained head alone, without the frozen net's. Where n seeds were trained at once, in
-one program, times are those of all n together, images per second those of one.
+Rows share a rank if a test in which seeds and test images are both chance cannot tell their recipes apart (p ≥
+0.05 after Holm's correction over all pairs of the table). A row of one seed has no rank: how much its recipe
+varies is not known, and its place shows only where that one net came. `python -m fmbench.compare A B` shows
+difference, interval and p of two entries. Times are medians over seeds: training steps only; core-seconds are
+processor time, which a busy machine stretches too, though less than seconds. Time to a target is training time
+until the watched split first reached it at the end of an epoch; "miss" says that it never did, "-" that nothing
+was watched. Compile time is a cold compile's, or "cached". Transfer entries show parameters and times of the
+trained head alone, without the frozen net's. Where n seeds were trained at once, in one program, times are those
+of all n together, images per second those of one.
 """
 
 OTHER_DATA_PAGE = "other_data.md"
@@ -64,7 +67,7 @@ class Condition(NamedTuple):
 class Row(NamedTuple):
     """An entry: the completed runs of one config over seeds, in the order of the seeds."""
 
-    rank: int
+    rank: int | None  # None for a single seed
     runs: list[RunRecord]
 
 
@@ -194,18 +197,21 @@ def _check_same_config(runs: dict[Path, RunRecord]) -> None:
 
 def _ranked(entries: list[dict[Path, RunRecord]]) -> list[Row]:
     """The entries of one condition from best to worst; seeds of one entry make one row."""
-    compared = []
-    for runs in entries:
-        correct = np.stack(
-            [
-                np.load(path.with_suffix(".npy"), allow_pickle=False) == _labels(path, run)
-                for path, run in runs.items()
-            ]
-        )
-        compared.append((correct, list(runs.values())))
+    compared = [(correct(runs), list(runs.values())) for runs in entries]
     compared.sort(key=lambda entry: (-entry[0].mean(), entry[1][0].entry))
-    ranks = shared_ranks([correct for correct, _ in compared])
+    ranks = shared_ranks([of_entry for of_entry, _ in compared])
     return [Row(rank, runs) for rank, (_, runs) in zip(ranks, compared, strict=True)]
+
+
+def correct(runs: dict[Path, RunRecord]) -> np.ndarray:
+    """Which test images each of an entry's completed runs got right, bool (seeds, num_test).
+
+    Raises:
+        UserError: If predictions or labels can't be had.
+    """
+    return np.stack(
+        [store.read_predictions(run, path.with_suffix(".npy")) == _labels(path, run) for path, run in runs.items()]
+    )
 
 
 def _measured(run: RunRecord) -> dict[str, Any]:
@@ -237,7 +243,7 @@ def _markdown_table(rows: list[Row], prefix: str) -> str:
         first = runs[0]
         mark = "" if all(run.environment.git_dirty is False for run in runs) else " \\*"
         cells = [
-            str(rank),
+            "n = 1" if rank is None else str(rank),
             f"[{first.entry}]({prefix}{first.config_file}){mark}",
             f"{first.num_params:,}",
             f"{_percent([run.test_accuracy for run in runs])} ({len(runs)})",

@@ -1,5 +1,6 @@
 """Means, spreads, and whether a difference is more than luck."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,42 +22,7 @@ def median_with_misses(values: Sequence[float | None]) -> float | None:
     return median if math.isfinite(median) else None
 
 
-def paired_p_value(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
-    """Two-sided p-value of "both classify these images equally well".
-
-    McNemar's test, carried over to several seeds: with d the difference, image by image, of the share of seeds
-    that are right, z = sum(d) / sqrt(sum(d**2)) is standard normal if neither is better. With one seed each
-    that is McNemar's z = (b - c) / sqrt(b + c), b and c counting the images that only one of them gets right.
-
-    Args:
-        correct_a: bool (seeds_a, num_images).
-        correct_b: bool (seeds_b, num_images), on the same images.
-
-    References:
-        McNemar, 1947, "Note on the sampling error of the difference between correlated proportions".
-    """
-    difference = correct_a.mean(axis=0) - correct_b.mean(axis=0)
-    norm = math.sqrt(np.square(difference).sum())
-    return float(2 * stats.norm.sf(abs(difference.sum()) / norm)) if norm else 1.0
-
-
-def shared_ranks(correct: Sequence[np.ndarray], *, alpha: float = 0.05) -> list[int]:
-    """Ranks of rows that are sorted from best to worst.
-
-    A row that the paired test cannot tell from the best row of the rank above shares that rank; otherwise its
-    rank is its place.
-
-    Args:
-        correct: Per row, bool (seeds, num_images).
-        alpha: Level of the test.
-    """
-    ranks: list[int] = []
-    best = 0
-    for place, row in enumerate(correct):
-        if place and paired_p_value(correct[best], row) < alpha:
-            best = place
-        ranks.append(best + 1)
-    return ranks
+LEVEL = 0.05  # of the tests of differences
 
 
 class Difference(NamedTuple):
@@ -66,6 +32,89 @@ class Difference(NamedTuple):
     low: float
     high: float
     p_value: float
+
+
+def recipe_difference(correct_a: np.ndarray, correct_b: np.ndarray) -> Difference:
+    """Two-sided test of the mean accuracy of recipe b minus that of recipe a; seeds and images are both chance.
+
+    It asks whether the difference would be there with other seeds and other test images. For each recipe these
+    are crossed random effects, y[seed, image] = mean + seed effect + image effect + rest, and both recipes see
+    the same images. With s2 the variance over seeds of a recipe's accuracy, rest2 the mean square of its rests,
+    and d2 the variance over m images of the difference of the shares of seeds that are right, their expectations
+    say
+
+        variance of the difference = sum of (s2 / n over the recipes) + (d2 - sum of (rest2 / n)) / m.
+
+    The first term is Welch's, and has the rests' own chance in it, which d2 / m has too: hence what is taken off.
+    The second term, never taken as negative, is the part of the images.
+
+    Degrees of freedom are Satterthwaite's, in which a recipe's s2 counts at least rest2 / m, what it would be if
+    there were no seed effects: two or three seeds lie close to each other by luck, and would leave the variance to
+    the images with their thousands of degrees of freedom. If the recipes agree on every image but for chance, this
+    is Welch's t-test of the seeds' accuracies; if seeds change nothing, it is the paired t-test over the images.
+
+    Seeds are taken as independent, those with equal numbers too: different recipes draw different things from
+    them.
+
+    Args:
+        correct_a: bool (seeds >= 2, num_images).
+        correct_b: bool (seeds >= 2, num_images), on the same images.
+
+    Returns:
+        The difference, a fraction. If neither seeds nor images vary, the interval is a point, and the p-value 0,
+        or 1 if there is no difference.
+
+    Raises:
+        ValueError: If a recipe has one seed, which says nothing of the chance of seeds.
+
+    References:
+        Searle, Casella and McCulloch, 1992, "Variance components", for the expectations of the mean squares.
+        Owen, 2007, "The pigeonhole bootstrap", on means over two crossed samples.
+        Satterthwaite, 1946, "An approximate distribution of estimates of variance components".
+        Bouthillier et al., 2021, "Accounting for variance in machine learning benchmarks".
+    """
+    if min(len(correct_a), len(correct_b)) < 2:
+        raise ValueError("no test without two seeds of each recipe")
+    num_images = correct_a.shape[1]
+    of_images = (correct_b.mean(axis=0) - correct_a.mean(axis=0)).var(ddof=1)
+    of_seeds, at_least, seeds_df = np.zeros(2), np.zeros(2), np.zeros(2)
+    for recipe, correct in enumerate((correct_a, correct_b)):
+        num_seeds = len(correct)
+        rest = correct - correct.mean(axis=0) - correct.mean(axis=1, keepdims=True) + correct.mean()
+        of_rest = np.square(rest).sum() / ((num_seeds - 1) * (num_images - 1)) / num_seeds
+        of_images -= of_rest
+        # The variance of whole numbers is exactly 0 where they are equal.
+        of_seeds[recipe] = correct.sum(axis=1).var(ddof=1) / num_images**2 / num_seeds
+        at_least[recipe] = of_rest / num_images
+        seeds_df[recipe] = num_seeds - 1
+    of_images = max(0.0, of_images) / num_images
+    weights = np.append(np.maximum(of_seeds, at_least), of_images)
+    df = weights.sum() ** 2 / (weights**2 / [*seeds_df, num_images - 1]).sum() if weights.any() else 1.0
+    variance = of_seeds.sum() + of_images
+    return _t_test(float(correct_b.mean() - correct_a.mean()), math.sqrt(variance), df)
+
+
+def shared_ranks(correct: Sequence[np.ndarray]) -> list[int | None]:
+    """Ranks of rows that are sorted from best to worst; a row of one seed has none, and is not counted.
+
+    A row that cannot be told from the best row of the rank above shares that rank; otherwise its rank is its
+    place. The p-values are those of `recipe_difference` after Holm's correction over all pairs, so that the
+    chance that any two recipes of a table are told apart without being different is at most LEVEL.
+
+    Args:
+        correct: Per row, bool (seeds, num_images), all on the same images.
+    """
+    ranks: list[int | None] = [None] * len(correct)
+    tested = [row for row, of_row in enumerate(correct) if len(of_row) > 1]
+    pairs = list(itertools.combinations(tested, 2))
+    p_values = holm([recipe_difference(correct[a], correct[b]).p_value for a, b in pairs])
+    p_value_of = dict(zip(pairs, p_values, strict=True))
+    best = 0
+    for place, row in enumerate(tested):
+        if place and p_value_of[tested[best], row] < LEVEL:
+            best = place
+        ranks[row] = best + 1
+    return ranks
 
 
 def corrected_resampled_t_test(
@@ -95,9 +144,13 @@ def corrected_resampled_t_test(
     num_folds = len(differences)
     mean = float(differences.mean())
     standard_error = math.sqrt((1 / num_folds + num_test / num_train) * differences.var(ddof=1))
+    return _t_test(mean, standard_error, num_folds - 1)
+
+
+def _t_test(mean: float, standard_error: float, df: float) -> Difference:
     if not standard_error:
         return Difference(mean, mean, mean, 0.0 if mean else 1.0)
-    t = stats.t(df=num_folds - 1)
+    t = stats.t(df=df)
     margin = float(t.ppf(0.975)) * standard_error
     return Difference(mean, mean - margin, mean + margin, float(2 * t.sf(abs(mean) / standard_error)))
 

@@ -90,8 +90,8 @@ def test_a_row_shows_what_its_record_says(results_dir, run):
     assert run()[0] == 0
     assert table(results_dir) == [
         [
-            "1", "[mlp](../configs/mlp.py)", "384,854", "90.00 (1)", "85.00", "10.0", "20.0", "5.0 / 10.0 / miss",
-            "1,000", "3.0",
+            "n = 1", "[mlp](../configs/mlp.py)", "384,854", "90.00 (1)", "85.00", "10.0", "20.0",
+            "5.0 / 10.0 / miss", "1,000", "3.0",
         ]
     ]  # fmt: skip
 
@@ -116,13 +116,27 @@ def test_seeds_of_one_entry_make_one_row(results_dir, run):
 
 
 def test_rows_stand_by_accuracy_and_share_a_rank_where_the_test_cannot_tell(results_dir, run):
-    # As in test_statistics: three more wrong are not enough, six are.
-    for entry, wrong in [("d", 9), ("b", 3), ("a", 6), ("c", 0)]:
-        publish(make_record(entry, wrong=wrong), results_dir, wrong=wrong)
+    # As in test_statistics: four more wrong are not enough for six pairs, twelve are.
+    for entry, wrong in [("d", 20), ("b", 4), ("a", 16), ("c", 0)]:
+        for seed in (0, 1):
+            publish(make_record(entry, seed, wrong=wrong), results_dir, wrong=wrong)
     run()
     rows = [(row[0], row[1][1]) for row in table(results_dir)]
     assert rows == [("1", "c"), ("1", "b"), ("3", "a"), ("3", "d")]
     assert [(line["rank"], line["entry"]) for line in csv_rows(results_dir)] == rows
+
+
+def test_a_single_seed_stands_where_it_came_without_a_rank(results_dir, run):
+    (results_dir.parent / "README.md").write_text(MARKS)
+    for entry, wrong, num_seeds in [("a", 0, 1), ("b", 5, 2), ("c", 30, 1), ("d", 60, 2), ("e", 90, 1)]:
+        for seed in range(num_seeds):
+            publish(make_record(entry, seed, wrong=wrong), results_dir, wrong=wrong)
+    run()
+    rows = [(row[0], row[1][1]) for row in table(results_dir)]
+    assert rows == [("n = 1", "a"), ("1", "b"), ("n = 1", "c"), ("2", "d"), ("n = 1", "e")]
+    ((*in_readme,),) = tables((results_dir.parent / "README.md").read_text())
+    assert [(row[0], row[1][1]) for row in in_readme] == rows
+    assert [line["rank"] for line in csv_rows(results_dir)] == ["", "1", "", "2", ""]
 
 
 def test_the_watched_split_is_told(results_dir, run):
@@ -174,7 +188,7 @@ def test_runs_under_other_conditions_stand_in_another_table(results_dir, run, mo
     publish(make_record("b", wrong=100, **other), results_dir, wrong=100)
     assert run()[0] == 0
     text = (results_dir / "leaderboard.md").read_text()
-    assert [[row[0] for row in rows] for rows in tables(text)] == [["1"], ["1"]]
+    assert [[row[1][1] for row in rows] for rows in tables(text)] in ([["a"], ["b"]], [["b"], ["a"]])
     titles = re.findall(r"^## (.*)", text, flags=re.MULTILINE)
     assert len(set(titles)) == 2
     assert f"1 x Abacus 9 (2 cores), float32, data of {VERSION}" in titles

@@ -11,7 +11,7 @@ from fmbench.records.statistics import (
     holm,
     mean_and_std,
     median_with_misses,
-    paired_p_value,
+    recipe_difference,
     shared_ranks,
 )
 
@@ -50,57 +50,91 @@ def test_median_with_misses(seconds, median):
     assert median_with_misses(seconds) == median
 
 
-@pytest.mark.parametrize(("b", "c"), [(25, 10), (10, 25), (6, 0), (1, 1), (40, 39)])
-def test_paired_p_value_of_single_seeds_is_mcnemars(b, c):
-    only_a, only_b = range(c, b + c), range(c)
-    p = paired_p_value(rights(only_b), rights(only_a))
-    z = (b - c) / math.sqrt(b + c)
-    assert p == pytest.approx(math.erfc(abs(z) / math.sqrt(2)))
-    assert p == pytest.approx(stats.chi2.sf((b - c) ** 2 / (b + c), df=1))
+def test_recipes_whose_seeds_change_nothing_are_compared_by_the_paired_t_test_over_images():
+    a, b = rights(range(25)), rights(range(20, 35))
+    plain = stats.ttest_rel(b[0].astype(int), a[0].astype(int))
+    interval = plain.confidence_interval()
+    difference = recipe_difference(np.repeat(a, 3, axis=0), np.repeat(b, 2, axis=0))
+    assert difference == pytest.approx((0.1, *interval, plain.pvalue))
 
 
-def test_paired_p_value_from_a_table():
-    # z = 15 / sqrt(35) = 2.535
-    assert paired_p_value(rights(range(25)), rights(range(25, 35))) == pytest.approx(0.01123, abs=5e-6)
+def test_recipes_that_agree_on_the_images_but_for_chance_are_compared_by_welchs_t_test():
+    # No image is harder than another: each is got wrong by one seed of each recipe.
+    a = rights(range(20), range(20, 50), range(50, 100))
+    b = rights(range(10), range(10, 45), range(45, 80), range(80, 100))
+    welch = stats.ttest_ind(b.mean(axis=1), a.mean(axis=1), equal_var=False)
+    interval = welch.confidence_interval()
+    assert recipe_difference(a, b) == pytest.approx((1 / 12, *interval, welch.pvalue))
 
 
-def test_paired_p_value_over_seeds_compares_shares_image_by_image():
-    # Two seeds against one: shares of rights differ by 1/2 on image 0, by 1 on image 1, and by -1/2 on image 2.
-    a = rights(range(2, 3), range(0))
-    b = rights(range(2))
-    b[0, 0] = False
-    a[0, 0] = False
-    difference = np.array([0.5, 1.0, -0.5])
-    z = difference.sum() / math.sqrt((difference**2).sum())
-    assert paired_p_value(a, b) == pytest.approx(2 * stats.norm.sf(z))
+def test_recipe_difference_worked_out_by_hand():
+    a = np.array([[1, 1, 1, 0], [1, 1, 0, 0]], bool)
+    b = np.array([[0, 0, 1, 1], [0, 0, 1, 1]], bool)
+    # Seeds of a: accuracies 3/4 and 1/2, variance 1/32, of their mean 1/64. Seeds of b change nothing.
+    # Rests of a: three images with -1/8 and 1/8, one with 3/8 and -3/8; mean square 3/8 over 3, of the mean 1/16.
+    # Images: shares differ by -1, -1, 1/2 and 1, variance 17/16; (17/16 - 1/16) / 4 is theirs.
+    variance = 1 / 64 + 1 / 4
+    df = variance**2 / ((1 / 64) ** 2 / 1 + (1 / 4) ** 2 / 3)
+    t = stats.t(df)
+    margin = t.ppf(0.975) * math.sqrt(variance)
+    p_value = 2 * t.sf(1 / 8 / math.sqrt(variance))
+    assert recipe_difference(a, b) == pytest.approx((-1 / 8, -1 / 8 - margin, -1 / 8 + margin, p_value))
+
+
+def test_seeds_that_are_close_by_luck_are_still_few():
+    a = np.array([[1, 1, 1, 0], [1, 1, 0, 1]], bool)  # as accurate as each other, on other images
+    b = np.array([[0, 0, 1, 1], [0, 0, 1, 1]], bool)
+    # Images: (3/4 - 1/6) / 4 = 7/48. The rests alone, 1/6 of the mean, make 1/24 of a's seeds, on one degree of
+    # freedom.
+    df = (2 + 7) ** 2 / (2**2 / 1 + 7**2 / 3)
+    assert recipe_difference(a, b).p_value == pytest.approx(2 * stats.t(df).sf(1 / 4 / math.sqrt(7 / 48)))
+
+
+def test_recipe_difference_turns_round_with_its_arguments():
+    a, b = rights(range(9), range(12)), rights(range(5, 30), range(20), range(10, 40))
+    there, back = recipe_difference(a, b), recipe_difference(b, a)
+    assert back == pytest.approx((-there.mean, -there.high, -there.low, there.p_value))
 
 
 def test_equal_rights_cannot_be_told_apart_whatever_the_number_of_seeds():
     thirds = rights(range(5), range(5, 10), range(0))
-    assert paired_p_value(thirds, np.repeat(thirds, 2, axis=0)) == 1.0
-    assert paired_p_value(rights(range(0)), rights(range(0))) == 1.0
+    assert recipe_difference(thirds, np.repeat(thirds, 2, axis=0))[::3] == (0.0, 1.0)
+    assert recipe_difference(rights(range(0), range(0)), rights(range(0), range(0))) == (0, 0, 0, 1)
 
 
-def test_paired_p_value_does_not_depend_on_the_order_of_the_rows():
-    a, b = rights(range(9), range(12)), rights(range(5, 30))
-    assert paired_p_value(a, b) == paired_p_value(b, a)
+@pytest.mark.parametrize(("num_a", "num_b"), [(1, 5), (5, 1), (1, 1)])
+def test_a_single_seed_makes_no_test(num_a, num_b):
+    with pytest.raises(ValueError, match="two seeds"):
+        recipe_difference(rights(*[range(3)] * num_a), rights(*[range(4)] * num_b))
 
 
-def test_false_alarms_are_as_rare_as_the_level_says():
+@pytest.mark.parametrize(("of_seeds", "of_images"), [(0.0, 0.0), (0.6, 0.0), (0.0, 2.0), (0.6, 2.0)])
+def test_false_alarms_are_as_rare_as_the_level_says(of_seeds, of_images):
     rng = np.random.default_rng(0)
-    chance = rng.beta(4, 1, size=2000)  # of getting each image right, the same for both
-    draws = rng.random((500, 2, 3, 2000)) < chance
-    alarms = np.mean([paired_p_value(a, b) < 0.05 for a, b in draws])
-    assert 0.02 < alarms < 0.08
+    alarms = []
+    for _ in range(400):
+        image = rng.normal(2, 2, 500) + of_images * rng.standard_normal((2, 1, 500))
+        chance = 1 / (1 + np.exp(-image - of_seeds * rng.standard_normal((2, 4, 1))))
+        alarms.append(recipe_difference(*(rng.random(chance.shape) < chance)).p_value < 0.05)
+    assert 0.02 < np.mean(alarms) < 0.08
 
 
 def test_shared_ranks():
-    # Against the row above, each of these has 3 more wrong: z = 1.7. Against the second above, 6: z = 2.4.
-    rows = [rights(range(wrong)) for wrong in (0, 3, 6, 9, 12)]
-    assert shared_ranks(rows) == [1, 1, 3, 3, 5]
-    assert shared_ranks(rows, alpha=0.1) == [1, 2, 3, 4, 5]
+    # Against the row above, each has 4 more wrong, p = 0.045, or 12, p = 0.0004; six pairs are corrected for.
+    rows = [rights(range(wrong), range(wrong)) for wrong in (0, 4, 16, 20)]
+    assert recipe_difference(*rows[:2]).p_value < 0.05
+    assert shared_ranks(rows) == [1, 1, 3, 3]
+    assert shared_ranks(rows[:2]) == [1, 2]
+    # Told from the best row, though not from the one above: p = 0.0042 and 0.045, three pairs.
+    assert shared_ranks([rights(range(wrong), range(wrong)) for wrong in (0, 4, 8)]) == [1, 1, 3]
     assert shared_ranks(rows[:1]) == [1]
     assert shared_ranks([]) == []
+
+
+def test_a_row_of_one_seed_has_no_rank_and_is_not_counted():
+    rows = [rights(*[range(wrong)] * num_seeds) for wrong, num_seeds in ((0, 1), (2, 2), (9, 1), (40, 2), (90, 1))]
+    assert shared_ranks(rows) == [None, 1, None, 2, None]
+    assert shared_ranks(rows[:1]) == [None]
 
 
 # Cross-validation: reference system R0's published folds, in percent.
