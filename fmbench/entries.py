@@ -238,9 +238,9 @@ def _published(place: Place) -> tuple[Place, config_dict.ConfigDict] | None:
 def seeds_of(recipe: Mapping[str, Any], num_seeds: int) -> list[int]:
     """The seeds that a recipe is to be run with, so that nobody chooses them: distinct, below 2**16.
 
-    The i-th candidate, i = 0, 1, ..., is the first two bytes, the larger one first, of the SHA-256 of "<JSON> <i>",
-    where the JSON holds the fields that differ from their defaults, sorted, but for the seed, the dtype and where
-    the data come from. A candidate that came before is passed over.
+    The i-th candidate, i = 0, 1, ..., is the first two bytes, big-endian, of the SHA-256 of "<JSON> <i>", where
+    the JSON holds the fields that differ from their defaults, sorted, but for the seed, the dtype and where the
+    data come from. A candidate that came before is passed over.
 
     Args:
         recipe: A config as records have it, nested.

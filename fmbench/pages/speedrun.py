@@ -49,24 +49,24 @@ TRIED_BEFORE = {
 
 HOW_TO_READ = f"""\
 `speedrun-94` is the recipe that comes to 94 % with the least training. The rules: the mean test accuracy of the
-recipe must be above the target, after the last epoch, each test image seen once, as it is ("single view"). The test
-set is to be read once per finished recipe, and recipes are to be tuned on held-out train images. How far that was
-kept the log, [docs/speedrun.md](../docs/speedrun.md), tells; why the rules are what they are,
+recipe must be above the target, after the last epoch, each test image seen once, as it is ("single view"). The
+test set is to be read once per finished recipe, and recipes are to be tuned on held-out train images. How far
+that was kept the log, [docs/speedrun.md](../docs/speedrun.md), tells; why the rules are what they are,
 [docs/measuring.md](../docs/measuring.md).
 
 A record "holds" if "the mean is at or below the target" has p < {LEVEL:g} in a one-sided t-test over
-{SEEDS_NEEDED[94]} seeds for 94 %, {SEEDS_NEEDED_ELSEWHERE} for the other targets; a mean below the target is a "miss".
-Seeds follow from the recipe (`python -m fmbench.speedrun --seeds=speedrun:94`), so that nobody can choose them. A line
-marked † has others: 0 and up were what records had before there was this rule. "Tried" counts the recipes for the same
-target that met the test set before this one; with k of them the chance that any passes by luck is up to
-{LEVEL:g} (k + 1).
+{SEEDS_NEEDED[94]} seeds for 94 %, {SEEDS_NEEDED_ELSEWHERE} for the other targets; a mean below the target is a
+"miss". Seeds follow from the recipe (`python -m fmbench.speedrun --seeds=speedrun:94`), so that nobody can choose
+them. A line marked † has others: 0 and up were what records had before there was this rule. "Tried" counts the
+recipes for the same target that met the test set before this one; with k of them the chance that any passes by
+luck is up to {LEVEL:g} (k + 1).
 
-Test accuracy is mean ± sample standard deviation over the seeds; the interval is Student's, 95 %, for the mean over
-seeds. Times are medians over the seeds (and their range) of the training steps alone, without set-up, compilation,
-evaluation and checkpoints; core-seconds are processor time, which a busy machine stretches less than wall seconds,
-but does. Compile time is a cold compile's, or "cached". Where n seeds were trained at once, in one program, times are
-those of all n together, and the README leaves them out. PFLOP are the FLOPs of an image, as XLA counts them, times the
-images trained on. Lines stand in the order of targets and core-seconds.
+Test accuracy is mean ± sample standard deviation over the seeds; the interval is Student's, 95 %, for the mean
+over seeds. Times are medians over the seeds (and their range) of the training steps alone, without set-up,
+compilation, evaluation and checkpoints; core-seconds are processor time, which a busy machine stretches less than
+wall seconds, but does. Compile time is a cold compile's, or "cached". Where n seeds were trained at once, in one
+program, times are those of all n together, and the README leaves them out. PFLOP are the FLOPs of an image, as
+XLA counts them, times the images trained on. Lines stand in the order of targets and core-seconds.
 """
 
 

@@ -42,7 +42,7 @@ class Way(NamedTuple):
 
 
 def vgg_like_way(runs: Iterable[RunRecord], dtype: str) -> Way | None:
-    """The epochs of vgg_like to its target in that dtype, by runs on whatever machine; None if there is no such run."""
+    """The epochs of vgg_like to its target, by runs in that dtype on any machine; None without a whole run."""
     accuracies: dict[int, dict[int, float]] = {}  # of epochs: of seeds
     for run in runs:
         if VGG_LIKE.fullmatch(run.entry) and (run.dtype, run.data_version) == (dtype, proof.STANDARD):
@@ -73,9 +73,8 @@ def vgg_like_cost(here: Sequence[RunRecord], way: Way | None) -> tuple[float | N
     if not here:
         return None, "no run of vgg_like here"
     of_an_epoch = statistics.median(epoch.train_core_seconds for run in here for epoch in run.history)
-    return way.epochs * of_an_epoch, (
-        f"vgg_like: {way.epochs} epochs, {way.source}; x {of_an_epoch:,.1f}, the measured core-seconds of an epoch here"
-    )
+    how = f"vgg_like: {way.epochs} epochs, {way.source}; x {of_an_epoch:,.1f}, the core-seconds of an epoch here"
+    return way.epochs * of_an_epoch, how
 
 
 def render(measurements: Measurements, completed: Sequence[RunRecord]) -> list[str]:
@@ -125,9 +124,9 @@ def _vgg_like(vgg_like: ModelThroughput, record: ModelThroughput, num_steps: int
             ]
             rows.append(f"| {' | '.join(cells)} |")
     return [
-        f"vgg_like by its own protocol: {vgg_like_steps:,} steps of {vgg_like.batch_size:,} images, all of its {epochs} "
-        f"epochs, whether they lead to {VGG_LIKE_TARGET} % or not, beside the {num_steps:,} of the record in fmbench in "
-        f"float32; measured {vgg_like.conditions.created[:10]}.",
+        f"vgg_like by its own protocol: {vgg_like_steps:,} steps of {vgg_like.batch_size:,} images, all of its "
+        f"{epochs} epochs, whether they lead to {VGG_LIKE_TARGET} % or not, beside the {num_steps:,} of the "
+        f"record in fmbench in float32; measured {vgg_like.conditions.created[:10]}.",
         "\n".join(rows),
     ]
 

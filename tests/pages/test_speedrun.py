@@ -257,7 +257,12 @@ def test_where_it_never_gets_there_it_costs_more_than_all_its_epochs():
     missed = [vgg_like(seed, 0.9399) for seed in range(3)]
     protocol = "all of its protocol, after which"
     assert way(*missed) == (50, True, True, f"{protocol} 3 seeds have 93.99 % in the mean")
-    assert way(*missed[:2]) == (50, False, False, f"{protocol} 2 seeds have 93.99 % in the mean; the rule asks for 3")
+    assert way(*missed[:2]) == (
+        50,
+        False,
+        False,
+        f"{protocol} 2 seeds have 93.99 % in the mean; the rule asks for 3",
+    )
     # One seed shows nothing, however good.
     assert way(vgg_like(0, 0.95)) == (50, False, False, f"{protocol} 1 seed has 95.00 %; the rule asks for 3")
 
@@ -280,7 +285,7 @@ def test_its_cost_is_its_epochs_at_what_an_epoch_costs_here():
     shown = speedrun_peers.Way(40, True, False, "because")
     cost, how = speedrun_peers.vgg_like_cost(here, shown)
     assert cost == 40 * 100
-    assert how == "vgg_like: 40 epochs, because; x 100.0, the measured core-seconds of an epoch here"
+    assert how == "vgg_like: 40 epochs, because; x 100.0, the core-seconds of an epoch here"
     assert speedrun_peers.vgg_like_cost([], shown) == (None, "no run of vgg_like here")
     without = (None, "no run of vgg_like's whole protocol in this dtype")
     assert speedrun_peers.vgg_like_cost(here, None) == without
@@ -398,7 +403,9 @@ def test_vgg_likes_own_way_stands_beside_the_record():
     vgg_like = measured(*systems, config_file="configs/vgg_like.py", name="vgg_like")
     both = Measurements(models=measured(OURS).models | vgg_like.models)
     text = page(*recipe("speedrun-94", 12, num_steps=1000), measurements=both).partition("by its own protocol")[2]
-    assert text.startswith(": 11,700 steps of 256 images, all of its 50 epochs, whether they lead to 94 % or not, bes")
+    assert text.startswith(
+        ": 11,700 steps of 256 images, all of its 50 epochs, whether they lead to 94 % or not, bes"
+    )
     assert rows(text) == [["Keras float32", "11,700", "5,990", "23.40x", "11.70x"]]
     for runs, measurements in (
         ([], both),
