@@ -156,7 +156,7 @@ def test_seeds_are_the_first_bytes_of_numbered_hashes():
 
 
 def test_seeds_are_distinct_and_more_begin_with_the_fewer():
-    many = seeds("--config=speedrun:94", number=2000)  # 30 candidates come twice
+    many = seeds("--config=speedrun:94", number=2000)  # some 30 candidates come twice
     assert len(set(many)) == 2000
     assert all(0 <= seed < 2**16 for seed in many)
     assert seeds("--config=speedrun:94") == many[:5]
