@@ -9,6 +9,7 @@ import pytest
 from fake_records import ENVIRONMENT, EPOCH, make_record, make_unfinished, publish
 
 from fmbench import speedrun as command
+from fmbench.config import REPOSITORY
 from fmbench.pages import speedrun, speedrun_peers, throughput
 from fmbench.records.schema import Environment, RunRecord
 from fmbench.throughput.measurements import Conditions, Measurements, ModelThroughput, Row
@@ -536,6 +537,14 @@ def test_a_results_dir_that_is_none_and_a_file_in_the_way_are_one_line(tmp_path,
     page_path.rmdir()
     page_path.parent.rmdir()
     assert run() == (2, "", f"fmbench.speedrun: --results_dir={page_path.parent} is not a directory.\n")
+
+
+def test_the_suite_runs_the_seeds_of_the_rule(run):
+    suite = (REPOSITORY / "run_all.sh").read_text()
+    lines = re.findall(r"^configs/(speedrun)\.py:(\d+) +([\d,]+)$", suite, re.MULTILINE)
+    assert [argument for _, argument, _ in lines] == ["93", "94", "95"]
+    for name, argument, seeds in lines:
+        assert run(f"--seeds={name}:{argument}") == (0, f"{seeds}\n", "")
 
 
 def test_the_seeds_of_a_record_are_printed(run):
