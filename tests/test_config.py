@@ -180,11 +180,25 @@ def test_another_recipe_has_other_seeds(flag, changes_them):
 
 def test_stages_are_part_of_the_recipe():
     recipe = config_lib.to_json(entries.from_arguments(["--config=cnn1"]))
-    before = json.loads(json.dumps(recipe))
-    del before["stages"]["stage1"]["augment"]["function"]  # a field that came later
-    assert entries.seeds_of(before, 5) == entries.seeds_of(recipe, 5)
-    recipe["stages"]["stage2"]["augment"]["zoom"] = 0.09
-    assert entries.seeds_of(before, 5) != entries.seeds_of(recipe, 5)
+    changed = json.loads(json.dumps(recipe))
+    changed["stages"]["stage2"]["augment"]["zoom"] = 0.09
+    assert entries.seeds_of(changed, 5) != entries.seeds_of(recipe, 5)
+
+
+@pytest.mark.parametrize("function", ["base_config", "stage"])
+def test_a_field_that_comes_later_changes_no_seeds(monkeypatch, function):
+    recipe = config_lib.to_json(entries.from_arguments(["--config=cnn1"]))
+    before = entries.seeds_of(recipe, 5)
+    original = getattr(config_lib, function)
+
+    def later(*arguments, **fields):
+        config = original(*arguments, **fields)
+        config.new_field = 0.5
+        return config
+
+    monkeypatch.setattr(config_lib, function, later)
+    assert entries.seeds_of(recipe, 5) == before
+    assert seeds("--config=cnn1") == before
 
 
 # Names that are published.
