@@ -185,7 +185,9 @@ def make_data(job: protocol.Job, config: config_dict.ConfigDict, mesh: jax.shard
     """`input_pipeline.load`, but of the job's rows; inference goes over the first of them."""
     images, labels = job.load_rows()
     if config.batch_size > len(images):
-        raise ValueError(f"batch_size is {config.batch_size}, but the train set has only {len(images)} images")
+        raise protocol.RefusalError(
+            f"batch_size is {config.batch_size}, but the train set has only {len(images)} images"
+        )
     inferred = np.arange(INFER_BATCHES * config.eval_batch_size) % len(images)
     train_rows, train_indices, eval_batches, seed = parallel.replicate(
         (

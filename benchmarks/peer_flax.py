@@ -375,7 +375,7 @@ def make_optimizer(settings: dict[str, Any]) -> optax.GradientTransformation:
                 ),
                 optax.sgd(settings["learning_rate"], settings["momentum"], settings["nesterov"]),
             )
-    raise ValueError(f"optimizer '{settings['name']}': this peer has adam and sgd")
+    raise protocol.RefusalError(f"does not do {settings['name']}: it has adam and sgd")
 
 
 def set_weights(model: nnx.Module, weights: dict[str, np.ndarray]) -> None:

@@ -260,7 +260,7 @@ def make_optimizer(settings: dict[str, Any]) -> keras.optimizers.Optimizer:
             )
         case "sgd":
             return keras.optimizers.SGD(settings["learning_rate"], settings["momentum"], settings["nesterov"])
-    raise ValueError(f"optimizer '{settings['name']}': this peer has adam and sgd")
+    raise protocol.RefusalError(f"does not do {settings['name']}: it has adam and sgd")
 
 
 # Flax's names of what Keras calls otherwise.

@@ -437,13 +437,13 @@ def choose_device(platform: str) -> torch.device:
     """The device for a job's platform.
 
     Raises:
-        ValueError: If this PyTorch cannot use it.
+        protocol.RefusalError: If this PyTorch cannot use it.
     """
     if platform == "cpu":
         return torch.device("cpu")
     if platform == "gpu" and torch.cuda.is_available():
         return torch.device("cuda")
-    raise ValueError(f"PyTorch {torch.__version__} has no {platform} here")
+    raise protocol.RefusalError(f"PyTorch {torch.__version__} has no {platform} here")
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -455,7 +455,7 @@ def allow_tf32(allowed: bool) -> None:
 def shuffled_batches(num_rows: int, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
     """`protocol.shuffled_batches`, of which the device gets an epoch at a time."""
     if batch_size > num_rows:
-        raise ValueError(f"batch_size is {batch_size}, but the train set has only {num_rows} images")
+        raise protocol.RefusalError(f"batch_size is {batch_size}, but the train set has only {num_rows} images")
     while True:
         order = torch.randperm(num_rows, device=device)
         for start in range(0, num_rows - batch_size + 1, batch_size):
@@ -581,7 +581,7 @@ def make_optimizers(model: nn.Module, settings: dict[str, Any], *, capturable: b
             nadam["capturable"] = capturable
             optimizers = [Muon(hidden, rate, momentum, decay), torch.optim.NAdam([head, *others], **nadam)]
         case name:
-            raise ValueError(f"optimizer '{name}': this peer has adam, sgd, and muon with nesterov")
+            raise protocol.RefusalError(f"does not do this {name}: it has adam, sgd, and muon with nesterov")
     if settings["keep_norm"]:
         optimizers.append(KeepNorm([p for p in kernels if p.ndim == 4]))
     return optimizers

@@ -51,13 +51,14 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 
+
+class RefusalError(ValueError):
+    """What a system does not do, in words for the table: no name of an error precedes them."""
+
+
 CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the device, as in training
 WARM_UP_CALLS = 2
 SEED = 0
-
-
-class StepRefusedError(ValueError):
-    """A step that a system does not do; no mistake of anybody's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +93,12 @@ class Job:
         """Refuses a variant that the system does not have.
 
         Raises:
-            ValueError: If it is none of `variants`, or not of the job's dtype.
+            RefusalError: If it is none of `variants`, or not of the job's dtype.
         """
         if self.variant not in variants or not self.variant.endswith(self.dtype):
-            raise ValueError(f"variant '{self.variant}' with {self.dtype}: expected one of {', '.join(variants)}")
+            raise RefusalError(
+                f"variant '{self.variant}' with {self.dtype}: expected one of {', '.join(variants)}"
+            )
 
     def check_step(self, *abilities: str) -> None:
         """Refuses a step of which the system would leave something out, and so do less work than fmbench.
@@ -105,7 +108,7 @@ class Job:
                 last loss of each row), keep_norm and the augmentations, as flip.
 
         Raises:
-            StepRefusedError: If the job asks for more.
+            RefusalError: If the job asks for more.
         """
         asked = {
             "label_smoothing": self.label_smoothing,
@@ -116,7 +119,7 @@ class Job:
             **self.augment,
         }
         if missing := [name for name, strength in asked.items() if strength and name not in abilities]:
-            raise StepRefusedError(f"does not do {', '.join(missing).replace('_', ' ')}")
+            raise RefusalError(f"does not do {', '.join(missing).replace('_', ' ')}")
 
     def load_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """The train set: uint8 (copies * n, 784) and int32 (copies * n,)."""
@@ -193,18 +196,18 @@ def check_weights(weights: dict[str, np.ndarray], shapes: dict[str, tuple[int, .
         shapes: What the system expects, in the same form.
 
     Raises:
-        ValueError: If names or shapes differ.
+        RefusalError: If names or shapes differ.
     """
     given = {name: array.shape for name, array in weights.items()}
     if wrong := sorted(name for name in given | shapes if given.get(name) != shapes.get(name)):
         name = wrong[0]
-        raise ValueError(f"weights do not fit: {name} is {given.get(name)}, expected {shapes.get(name)}")
+        raise RefusalError(f"weights do not fit: {name} is {given.get(name)}, expected {shapes.get(name)}")
 
 
 def shuffled_batches(num_rows: int, batch_size: int) -> Iterator[np.ndarray]:
     """Indices of training batches, int32 (batch_size,), for ever: every epoch in a fresh order."""
     if batch_size > num_rows:
-        raise ValueError(f"batch_size is {batch_size}, but the train set has only {num_rows} images")
+        raise RefusalError(f"batch_size is {batch_size}, but the train set has only {num_rows} images")
     rng = np.random.default_rng(SEED)
     while True:
         order = rng.permutation(num_rows).astype(np.int32)
@@ -272,9 +275,9 @@ def serve(make_system: Callable[[Job], System], requests: Iterable[str], answers
 
 
 def one_line(error: Exception) -> str:
-    """'ValueError: what is wrong', however many lines the message has; of a refusal what it says."""
+    """'KeyError: what is wrong', however many lines the message has."""
     text = " ".join(
-        (str(error) if isinstance(error, StepRefusedError) else f"{type(error).__name__}: {error}").split()
+        (str(error) if isinstance(error, RefusalError) else f"{type(error).__name__}: {error}").split()
     )
     return text if len(text) <= 500 else text[:500] + " ..."
 

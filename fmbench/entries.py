@@ -2,6 +2,8 @@
 
 import hashlib
 import inspect
+import itertools
+import json
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -231,6 +233,33 @@ def _published(place: Place) -> tuple[Place, config_dict.ConfigDict] | None:
             except UserError:
                 continue  # no such argument: the name is free
     return None
+
+
+def seeds_of(recipe: Mapping[str, Any], num_seeds: int) -> list[int]:
+    """The seeds that a recipe is to be run with, so that nobody chooses them: distinct, below 2**16.
+
+    The i-th candidate, i = 0, 1, ..., is the first two bytes, big-endian, of the SHA-256 of "<JSON> <i>", where
+    the JSON holds the fields that differ from their defaults, sorted, but for the seed, the dtype and where the
+    data come from. A candidate that came before is passed over.
+
+    Args:
+        recipe: A config as records have it, nested.
+        num_seeds: How many; a larger number begins with the same.
+    """
+    defaults = config_lib.complete({"stages": {name: {} for name in recipe.get("stages", {})}})
+    own = {
+        key: value
+        for key, value in config_lib.complete(dict(recipe)).items()
+        if key not in NOT_IN_ENTRY_NAME and (key, value) not in SAME_DATA and value != defaults.get(key)
+    }
+    text = json.dumps(own, sort_keys=True)
+    seeds: dict[int, None] = {}
+    for number in itertools.count():
+        if len(seeds) == num_seeds:
+            break
+        digest = hashlib.sha256(f"{text} {number}".encode()).digest()
+        seeds[int.from_bytes(digest[:2], "big")] = None
+    return list(seeds)
 
 
 def _shown(path: Path) -> str:

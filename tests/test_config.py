@@ -141,6 +141,66 @@ def test_a_config_without_stages_is_one_stage(make_config):
     assert stage.augment["flip"]
 
 
+# Seeds by rule.
+
+
+def seeds(*arguments: str, number: int = 5) -> list[int]:
+    return entries.seeds_of(config_lib.to_json(entries.from_arguments(arguments)), number)
+
+
+def test_seeds_are_the_first_bytes_of_numbered_hashes():
+    """printf '{"num_epochs": 3} 0' | sha256sum begins with ea03; with 1 and 2 for the number 30fc and 1925."""
+    recipe = config_lib.to_json(config_lib.base_config()) | {"num_epochs": 3}
+    assert entries.seeds_of(recipe, 3) == [0xEA03, 0x30FC, 0x1925]
+    assert entries.seeds_of({"num_epochs": 3}, 3) == [0xEA03, 0x30FC, 0x1925]  # before the other fields came
+
+
+def test_seeds_are_distinct_and_more_begin_with_the_fewer():
+    many = seeds("--config=speedrun:94", number=2000)  # some 30 candidates come twice
+    assert len(set(many)) == 2000
+    assert all(0 <= seed < 2**16 for seed in many)
+    assert seeds("--config=speedrun:94") == many[:5]
+
+
+@pytest.mark.parametrize(
+    ("flag", "changes_them"),
+    [
+        ("seed=7", False),
+        ("dtype=bfloat16", False),
+        ("data.dir=elsewhere", False),
+        ("data.source=csv", False),
+        ("num_epochs=7", True),
+        ("optimizer.learning_rate=0.171", True),
+        ("data.source=sample", True),
+    ],
+)
+def test_another_recipe_has_other_seeds(flag, changes_them):
+    assert (seeds("--config=speedrun:94", f"--config.{flag}") != seeds("--config=speedrun:94")) == changes_them
+
+
+def test_stages_are_part_of_the_recipe():
+    recipe = config_lib.to_json(entries.from_arguments(["--config=cnn1"]))
+    changed = json.loads(json.dumps(recipe))
+    changed["stages"]["stage2"]["augment"]["zoom"] = 0.09
+    assert entries.seeds_of(changed, 5) != entries.seeds_of(recipe, 5)
+
+
+@pytest.mark.parametrize("function", ["base_config", "stage"])
+def test_a_field_that_comes_later_changes_no_seeds(monkeypatch, function):
+    recipe = config_lib.to_json(entries.from_arguments(["--config=cnn1"]))
+    before = entries.seeds_of(recipe, 5)
+    original = getattr(config_lib, function)
+
+    def later(*arguments, **fields):
+        config = original(*arguments, **fields)
+        config.new_field = 0.5
+        return config
+
+    monkeypatch.setattr(config_lib, function, later)
+    assert entries.seeds_of(recipe, 5) == before
+    assert seeds("--config=cnn1") == before
+
+
 # Names that are published.
 
 

@@ -27,7 +27,7 @@ WORTH_GOING_ON = 60.0  # seconds that a long run must have to be begun or taken 
 
 
 class Entry(NamedTuple):
-    """A line of the suite: an entry and its seeds, from 0 on."""
+    """A line of the suite: an entry and how many seeds, from 0 on or, for speed records, those of the rule."""
 
     spec: str
     num_seeds: int
@@ -153,7 +153,7 @@ def _run_entry(
     ran: list[RunRecord] = []
     kept, why, interrupted, failed = 0, "", False, False
     environment = machine.environment(ask_driver=False)
-    for seed in range(entry.num_seeds):
+    for seed in _seeds(entry, overrides):
         own = {"seed": seed} | ({"dtype": entry.dtype} if entry.dtype else {})
         run_config = entries.resolve(entry.spec, {**overrides, **own})
         name = schema.record_name(run_config.entry, environment, run_config.dtype, seed)
@@ -189,6 +189,13 @@ def _run_entry(
         ran.append(record)
         expected = time.time() - began
     return Result(entry, ran, expected, kept, entry.num_seeds - len(ran) - kept, why, failed), interrupted
+
+
+def _seeds(entry: Entry, overrides: Mapping[str, Any]) -> Sequence[int]:
+    if entry.spec.startswith("speedrun:"):
+        recipe = config.to_json(entries.resolve(entry.spec, overrides))
+        return entries.seeds_of(recipe, entry.num_seeds)
+    return range(entry.num_seeds)
 
 
 def _is_finished(name: str, run_config: config_dict.ConfigDict, results_dir: Path) -> bool:

@@ -166,7 +166,26 @@ def comparisons(rows: Sequence[CrossValidation]) -> list[str]:
         sentences.append(
             f"{b.label} minus {a.label}: {mean} points, 95 % interval {low}..{high}, {p_text}: {verdict}."
         )
+    return sentences + _shared_outliers(rows)
+
+
+def _shared_outliers(rows: Sequence[CrossValidation]) -> list[str]:
+    """A sentence for each seed all of whose rows are lowest, or highest, in the same fold."""
+    sentences = []
+    for seed, group in itertools.groupby(sorted(rows, key=_seed), key=_seed):
+        scores = [row.scores for row in group]
+        for which, name in ((min, "lowest"), (max, "highest")):
+            folds = {fold.index(which(fold)) + 1 for fold in scores}
+            if len(scores) > 1 and len(folds) == 1:
+                sentences.append(
+                    f"Fold {folds.pop()} is the {name} of all {len(scores)} rows of seed {seed}, which share its "
+                    f"images and the seed: one event, not {len(scores)}."
+                )
     return sentences
+
+
+def _seed(row: CrossValidation) -> int:
+    return row.runs[0].seed
 
 
 def _p_text(p_value: float) -> str:

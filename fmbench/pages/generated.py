@@ -15,21 +15,32 @@ def command_line(name: str, description: str, render: Callable[[Path], Mapping[P
     Ends the process with 1 if --check finds a difference, with 2 if something given cannot be used.
     """
     parser = Parser(name, description=description)
+    add_flags(parser)
+    arguments = parser.parse_args()
+    write_or_check(name, render, arguments.results_dir, check=arguments.check)
+
+
+def add_flags(parser: Parser) -> None:
     parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 on a difference")
-    arguments = parser.parse_args()
+
+
+def write_or_check(
+    name: str, render: Callable[[Path], Mapping[Path, str]], results_dir: Path, *, check: bool
+) -> None:
+    """What `command_line` does once it has read its flags."""
     with plain_errors(name):
-        if not arguments.results_dir.is_dir():
-            raise UserError(f"--results_dir={arguments.results_dir} is not a directory.")
+        if not results_dir.is_dir():
+            raise UserError(f"--results_dir={results_dir} is not a directory.")
         try:
-            files = render(arguments.results_dir)
+            files = render(results_dir)
             outdated = stale(files)
-            if not arguments.check:
+            if not check:
                 write(files)
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}.") from error
     names = ", ".join(map(str, files))
-    if not arguments.check:
+    if not check:
         print(f"{names} written.")
     elif outdated:
         for path in outdated:

@@ -115,8 +115,7 @@ RUN_TARGETS = (
 )
 
 
-def _speed_target_line(target: SpeedTarget, measurements: Measurements) -> str:
-    value = _speed_ratio(target, measurements)
+def _speed_target_line(target: SpeedTarget, value: float | None) -> str:
     met = None if value is None else value >= target.least
     ours = "fmbench in float32" if target.ours == (YARDSTICK,) else "fmbench in its better dtype"
     condition = f", on jax {target.jax}" if target.jax else ""
@@ -145,10 +144,13 @@ def _speed_ratio(target: SpeedTarget, measurements: Measurements) -> float | Non
     return best[0] / best[1]
 
 
-def _run_target_line(target: RunTarget, measurements: Measurements) -> str:
+def _run_value(target: RunTarget, measurements: Measurements) -> float | None:
     runs = measurements.overheads.runs if measurements.overheads else []
     warm = [run for run in runs if run.entry == target.entry and run.compile_cache == "warm"]
-    value: float | None = getattr(warm[0], target.field) if warm else None
+    return getattr(warm[0], target.field) if warm else None
+
+
+def _run_target_line(target: RunTarget, value: float | None) -> str:
     met = None if value is None else (value < target.bound if target.at_most else value >= target.bound)
     show = _percent if target.unit == "%" else _seconds
     bound = f"{'<' if target.at_most else '≥'} {show(target.bound)} {target.unit}"
@@ -170,30 +172,31 @@ def _names(variants: tuple[Variant, ...]) -> str:
 # Rendering.
 
 HOW_MEASURED = """\
-How many images per second the models of this repository train on and classify, in fmbench and, the same nets,
-in other systems, on one machine. Each system is a process of its own. All start from the same weights and must
-have the same number of parameters and give the same logits before they are timed; one that does not, or fails,
-says so in its row. Then they take turns: in each round every system trains for some seconds on shuffled rows of
-the real train set (gather, normalise, forward, backward with dropout, update) and classifies for half as long,
-while the others wait; the order changes from round to round. Numbers are medians over the rounds with
-(min-max). "fmbench is" says how many times as fast fmbench in float32 is, as the ratio of medians of the same
-run. Core-seconds are processor time, which a busy machine stretches, too; so they are compared within a run
-alone. In sections with a row of "stock Flax, oneDNN", the oneDNN within XLA, PyTorch and Keras were measured with
-OpenMP's threads waiting as by default, which is to spin, and asleep, as fmbench's do, and have the better numbers
-of both; in the others they spin. FLOP/s are the FLOPs that XLA counts in fmbench's training step times the speed;
-their share is of what a 2048 x 2048 matrix product in the row's dtype reached on the machine. Peak memory is the
+How many images per second the models of this repository train on and classify, in fmbench and, the same nets, in
+other systems, on one machine. Each system is a process of its own. All start from the same weights and must have
+the same number of parameters and give the same logits before they are timed; one that does not, fails, or would
+leave out a part of the step says so in its row. Then they take turns: in each round every system trains for some
+seconds on shuffled rows of the real train set (gather, normalise, forward, backward with dropout, update) and
+classifies for half as long, while the others wait; the order changes from round to round. Numbers are medians
+over the rounds with (min-max). "fmbench is" says how many times as fast fmbench in float32 is, as the ratio of
+medians of the same run. Targets stand by the machine that they were measured on. Core-seconds are processor time,
+which a busy machine stretches less than wall seconds, but does; so they are compared within a run alone. In
+sections with a row of "stock Flax, oneDNN", the oneDNN within XLA, PyTorch and Keras were measured with OpenMP's
+threads waiting as by default, which is to spin, and asleep, as fmbench's do, and have the better numbers of both;
+in the others they spin. FLOP/s are the FLOPs that XLA counts in fmbench's training step times the speed; their
+share is of what a 2048 x 2048 matrix product in the row's dtype reached on the machine. Peak memory is the
 process's. Compile time is cold and, where a system keeps compiled programs between processes, warm.
 
-"Of roofline" is the least time of a step divided by the measured one. The least time is the larger of FLOPs / what
-a matrix product reaches, and bytes / what memory moves. The bytes are the least that a step moves if nothing stays
-in a cache between its operations: each convolution and matrix product of the net and its gradient reads its
+"Of roofline" is the least time of a step divided by the measured one. The least time is the larger of FLOPs /
+what a matrix product reaches, and bytes / what memory moves. The bytes are the least that a step moves if nothing
+stays in a cache between its operations: each convolution and matrix product of the net and its gradient reads its
 operands and writes its results once, so does the optimizer with parameters and its state, and all else is fused
 into these. Systems share FLOPs, and the bytes of a dtype. A step whose arrays fit in a cache can so exceed 100 %.
 
 Why the numbers are what they are, and what was tried: [docs/speed.md](../docs/speed.md). Generated from
-`throughput.json` by `python -m fmbench.benchmark --peers=torch,keras`, after `benchmarks/setup_peers.sh`, and from
-`throughput-gpu.json`, which the same command writes on a machine with a GPU. Parts measured at different times say
-so."""
+`throughput.json` by `python -m fmbench.benchmark --peers=torch,keras`, after `benchmarks/setup_peers.sh`, and
+from `throughput-gpu.json`, which the same command writes on a machine with a GPU. Parts measured at different
+times say so."""
 
 ON_ACCELERATORS = """\
 As above, but: matrix products are of 8192 x 8192, on one device. Peak memory is the device's, as JAX and PyTorch
@@ -221,7 +224,7 @@ def render(measured: Mapping[str, Measurements]) -> str:
         parts.append(f"## {platform.upper()}{': ' if kinds else ''}{', '.join(kinds)}")
         if platform != "cpu":
             parts.append(ON_ACCELERATORS if kinds else NOT_MEASURED)
-        parts += ["### Targets", _targets_table(measurements, platform)]
+        parts += ["### Targets", *_targets(measurements, platform)]
         parts += _sections(measurements)
     return "\n\n".join(parts) + "\n"
 
@@ -263,21 +266,41 @@ call of 3 epochs stands for a run in one call; its epochs share an order. An arm
 so."""
 
 
-def _targets_table(measurements: Measurements, platform: str) -> str:
-    lines = ["| | target | measured | |", "|:--|--:|--:|:--|"]
-    lines += [
-        _speed_target_line(target, measurements)
-        for target in (SPEED_TARGETS if platform == "cpu" else GPU_SPEED_TARGETS)
-    ]
-    if platform == "cpu":
-        lines += [_run_target_line(target, measurements) for target in RUN_TARGETS]
-    return "\n".join(lines)
+def _targets(measurements: Measurements, platform: str) -> list[str]:
+    """A table for each machine that measured some of the targets, and one of those that none did."""
+    tables: dict[str, list[str]] = {}
+    for speed in SPEED_TARGETS if platform == "cpu" else GPU_SPEED_TARGETS:
+        value = _speed_ratio(speed, measurements)
+        machine = "" if value is None else _machine(measurements.models[speed.model].conditions)
+        tables.setdefault(machine, []).append(_speed_target_line(speed, value))
+    for target in RUN_TARGETS if platform == "cpu" else ():
+        value = _run_value(target, measurements)
+        overheads = None if value is None else measurements.overheads
+        tables.setdefault(_machine(overheads.conditions) if overheads else "", []).append(
+            _run_target_line(target, value)
+        )
+    parts = []
+    for machine, lines in sorted(tables.items(), key=lambda item: (not item[0], item[0])):
+        parts.append(f"On {machine}:" if machine else "Not measured:")
+        parts.append("\n".join(["| | target | measured | |", "|:--|--:|--:|:--|", *lines]))
+    return parts
+
+
+def _machine(conditions: Conditions) -> str:
+    """'AMD EPYC (2 cores)', or the accelerators beside it."""
+    environment = conditions.environment
+    device = (
+        "" if environment.device_platform == "cpu" else f"{environment.num_devices} x {environment.device_kind}, "
+    )
+    cores = f"{environment.cpu_cores} core{'s' if environment.cpu_cores != 1 else ''}"
+    return f"{device}{environment.cpu} ({cores})"
 
 
 def _model_conditions(name: str, model: ModelThroughput) -> str:
     yardstick = model.find(YARDSTICK)
     facts = [
         f"[{name}](../{model.config_file})",
+        _machine(model.conditions),
         f"batch {model.batch_size:,}, inference {model.infer_batch_size:,}",
     ]
     if yardstick and yardstick.num_params:
@@ -418,13 +441,9 @@ def _describe(conditions: Conditions) -> str:
     environment = conditions.environment
     commit = (environment.git_commit or "no commit")[:12]
     changed = "" if environment.git_dirty is False else ", with changes"
-    device = (
-        "" if environment.device_platform == "cpu" else f"{environment.num_devices} x {environment.device_kind}, "
-    )
     return (
-        f"{conditions.created[:10]}, {device}{environment.cpu} ({environment.cpu_cores} cores), "
-        f"{environment.operating_system}, Python {environment.python}, {_version_list(environment.versions)}; "
-        f"commit {commit}{changed}"
+        f"{conditions.created[:10]}, {_machine(conditions)}, {environment.operating_system}, "
+        f"Python {environment.python}, {_version_list(environment.versions)}; commit {commit}{changed}"
     )
 
 
@@ -437,8 +456,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _failure(row: Row) -> str:
-    reason = (row.failure or "").replace("|", "\\|")  # which would end the cell
-    return f"failed: {reason}"
+    return (row.failure or "").replace("|", "\\|")  # which would end the cell
 
 
 def _spread(numbers: list[float]) -> str:

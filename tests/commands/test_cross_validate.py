@@ -266,6 +266,17 @@ def test_the_summary_has_the_references_numbers(run, results_dir):
     assert run("--check", f"--results_dir={results_dir}")[0] == 0
 
 
+def test_an_outlier_that_rows_of_a_seed_share_is_told_once(run, results_dir):
+    low = (90.0, 91.0, 91.2, 91.1, 91.3)
+    publish_folds(results_dir, "first", low)
+    publish_folds(results_dir, "second", (89.0, *low[1:3], 91.4, 91.3))
+    publish_folds(results_dir, "first", (91.5, *low[1:]), seed=1)
+    _, out, _ = run("--render", f"--results_dir={results_dir}")
+    told = "Fold 1 is the lowest of all 2 rows of seed 0, which share its images and the seed: one event, not 2."
+    assert f"- {told}\n" in (results_dir / "summary.md").read_text()
+    assert [line for line in out.splitlines() if line.startswith("Fold ")] == [told]
+
+
 def test_several_pairs_are_judged_by_holms_correction(run, results_dir):
     # A constant difference but for a little noise; that of the last fold alone decides how sure it is.
     better = tuple(score + 1 for score in BASELINE[:4])

@@ -62,6 +62,12 @@ def test_what_is_worth_most_comes_first_and_what_cannot_end_is_not_begun(device)
     assert list((device.results_dir / "unfinished").iterdir()) == []
 
 
+def test_speed_records_have_the_seeds_of_the_rule(device):
+    device.run(Entry("speedrun:95", 3, 10), seconds=60)
+    recipe = entries.resolve("speedrun:95", {"data.source": "sample"})
+    assert [seed for _, seed, _ in device.trained] == entries.seeds_of(config_lib.to_json(recipe), 3)
+
+
 def test_a_device_that_is_slower_than_predicted_is_expected_to_stay_so(device):
     device.takes = {"mlp+data.source=sample": 30}
     _, lines = device.run(Entry("mlp", 1, 10), Entry("fc:a", 1, 12), seconds=30 + suite.MARGIN + 35)

@@ -123,6 +123,7 @@ class Sleepy:
     def __init__(self, job: protocol.Job):
         if job.model != "mlp":
             raise ValueError("several\nlines   of complaint")
+        job.check_step("flip")
         self.calls: list[str] = []
 
     def logits(self, count: int) -> np.ndarray:
@@ -207,6 +208,11 @@ def test_errors_take_one_line(make_job):
     assert converse(make_job("cnn1")) == (1, [{"error": "ValueError: several lines of complaint"}])
     assert "unexpected keyword" in converse(make_job("mlp", colour="red"))[1][0]["error"]
     assert len(protocol.one_line(ValueError("x" * 10_000))) < 600
+
+
+def test_what_a_system_does_not_do_is_no_error_of_python(make_job):
+    fields = {"label_smoothing": 0.1, "augment": {"flip": True, "crop_padding": 1}}
+    assert converse(make_job("mlp", **fields)) == (1, [{"error": "does not do label smoothing, crop padding"}])
 
 
 def test_prints_do_not_break_the_protocol():
@@ -441,14 +447,14 @@ def test_fmbench_does_the_step_of_the_job_and_not_the_configs(make_job, model):
     ],
 )
 def test_a_peer_refuses_a_step_of_which_it_would_do_less(make_job, fields, missing):
-    with pytest.raises(ValueError, match=f"^does not do {missing}$"):
+    with pytest.raises(protocol.RefusalError, match=f"^does not do {missing}$"):
         peer_flax.StockFlax(protocol.Job(**make_job("mlp", **fields)))
     able = ("label_smoothing", "ema_decay", "grad_clip_norm", "selection", "keep_norm", "flip", "shift")
     protocol.Job(**make_job("mlp", **fields)).check_step(*able)
 
 
 def test_stock_flax_refuses_muon(make_job):
-    with pytest.raises(ValueError, match="optimizer 'muon': this peer has adam and sgd"):
+    with pytest.raises(protocol.RefusalError, match=r"^does not do muon: it has adam and sgd$"):
         peer_flax.StockFlax(protocol.Job(**make_job("mlp", optimizer=MUON | {"keep_norm": False})))
 
 
@@ -457,9 +463,13 @@ def test_stock_flax_refuses_muon(make_job):
     [
         ("torch", {"augment": {"random_erasing": 0.5}}, "does not do random erasing"),
         ("torch", {"platform": "tpu"}, "has no tpu here"),
-        ("torch", {"optimizer": MUON | {"nesterov": False}}, "this peer has adam, sgd, and muon with nesterov"),
+        (
+            "torch",
+            {"optimizer": MUON | {"nesterov": False}},
+            "does not do this muon: it has adam, sgd, and muon with nesterov",
+        ),
         ("keras", {"label_smoothing": 0.1}, "does not do label smoothing"),
-        ("keras", {"optimizer": MUON | {"keep_norm": False}}, "optimizer 'muon': this peer has adam and sgd"),
+        ("keras", {"optimizer": MUON | {"keep_norm": False}}, "does not do muon: it has adam and sgd"),
     ],
 )
 def test_other_peers_refuse(make_job, peer, fields, message):
