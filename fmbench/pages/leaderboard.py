@@ -18,7 +18,7 @@ from fmbench import config
 from fmbench.data import fashion_mnist, proof
 from fmbench.errors import UserError
 from fmbench.pages import generated
-from fmbench.records import store
+from fmbench.records import plausibility, store
 from fmbench.records.schema import TARGETS, RunRecord
 from fmbench.records.statistics import mean_and_std, median_with_misses, shared_ranks
 
@@ -78,8 +78,9 @@ def verify_accuracies(records: dict[Path, RunRecord]) -> None:
     """Recomputes every completed record's test accuracies from its predictions and the true labels.
 
     Raises:
-        UserError: If one differs, or predictions or labels can't be had.
+        UserError: If one differs, predictions or labels can't be had, or a record contradicts itself.
     """
+    plausibility.refuse_contradictions(records)
     for path, record in records.items():
         if record.status == "completed":
             labels = _labels(path, record)
@@ -94,6 +95,18 @@ def verify_accuracies(records: dict[Path, RunRecord]) -> None:
                         f"{path}: {field} is {getattr(record, field)}, but its predictions give {value}; "
                         "run the entry again."
                     )
+
+
+def implausible(records: dict[Path, RunRecord]) -> dict[Path, str]:
+    """The completed runs that are not ranked, for no training is known to leave their like, and why."""
+    labels: dict[str, np.ndarray] = {}  # by their hash, for reading them takes longer than the rest
+    wrong = {}
+    for path, record in records.items():
+        if record.status == "completed":
+            sha256 = record.data_sha256["t10k-labels"]
+            labels[sha256] = labels[sha256] if sha256 in labels else _labels(path, record)
+            wrong[path] = store.read_predictions(record, path.with_suffix(".npy")) != labels[sha256]
+    return plausibility.marks(records, wrong)
 
 
 def render(results_dir: Path, records: dict[Path, RunRecord]) -> dict[Path, str]:
@@ -124,6 +137,8 @@ def _page(title: str, text: str, tables: dict[Condition, list[Row]], records: di
     for condition, rows in tables.items():
         runs = [run for row in rows for run in row.runs]
         markdown += [f"## {condition.title}", *_accelerators(runs), _markdown_table(rows, "../")]
+    if marked := implausible(records):
+        markdown += ["## Implausible", _markdown_implausible(records, marked)]
     if unfinished := [record for record in records.values() if record.status != "completed"]:
         markdown += ["## Not finished", markdown_unfinished(unfinished)]
     return "\n\n".join(part.strip() for part in markdown) + "\n"
@@ -156,7 +171,8 @@ def entries_by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list
 
 
 def _by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list[dict[Path, RunRecord]]]:
-    counted = {path: record for path, record in records.items() if record.status == "completed"}
+    marked = implausible(records)
+    counted = {p: record for p, record in records.items() if record.status == "completed" and p not in marked}
     conditions = {}
     for condition, group in sorted(_group(counted, condition_of).items()):
         _check_same_data(group)
@@ -298,6 +314,17 @@ def compile_text(runs: list[RunRecord]) -> str:
     """Median of the cold compile times in seconds, or 'cached', if there was none."""
     cold = [run.compile_seconds for run in runs if not run.compile_cached]
     return _median_text(cold) if cold else "cached"
+
+
+def _markdown_implausible(records: dict[Path, RunRecord], why: dict[Path, str]) -> str:
+    lines = [
+        "No training is known to leave the like of these, so they have no rank ([rules](../docs/measuring.md))."
+    ]
+    lines += ["", "| entry | seed | test accuracy, % | implausible: why |", "|:--|--:|--:|:--|"]
+    for path, reason in sorted(why.items()):
+        record = records[path]
+        lines.append(f"| {record.entry} | {record.seed} | {_percent([record.test_accuracy])} | {reason} |")
+    return "\n".join(lines)
 
 
 def markdown_unfinished(records: list[RunRecord]) -> str:
