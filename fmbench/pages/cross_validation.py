@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fmbench import config
 from fmbench.errors import UserError
-from fmbench.pages import leaderboard
+from fmbench.pages import generated, leaderboard
 from fmbench.pages.leaderboard import Condition
 from fmbench.records import store
 from fmbench.records.schema import RunRecord
@@ -181,7 +181,7 @@ def render(summary: Summary) -> str:
         HOW_TO_READ.strip(),
     ]
     for condition, rows in summary.items():
-        parts += [f"## {condition.title}", _table(rows)]
+        parts += [f"## {generated.text(condition.title)}", _table(rows)]
         if sentences := comparisons(rows):
             parts.append("\n".join(f"- {sentence}" for sentence in sentences))
     if summary:
@@ -202,7 +202,7 @@ def _table(rows: Sequence[CrossValidation]) -> str:
         mean, std = mean_and_population_std(row.scores)
         percents = [f"{100 * score:.3f}" for score in row.scores]
         cells = [
-            f"[{row.label}](../../{first.config_file}){mark}",
+            f"{generated.link(row.label, first.config_file, '../../')}{mark}",
             f"{first.num_params:,}",
             str(len(row.runs)),
             " ".join(percents),

@@ -115,13 +115,13 @@ def render(results_dir: Path, records: dict[Path, RunRecord], measurements: Meas
         groups = [list(runs.values()) for runs in entries]
         lines = lines_of(groups)
         if lines:
-            page += [f"## {condition.title}", _records_table(lines)]
+            page += [f"## {generated.text(condition.title)}", _records_table(lines)]
         if lines and not condition.trained_with:
             page += [
                 "### Goals",
                 _goals_table(lines, [runs for runs in groups if VGG_LIKE.fullmatch(runs[0].entry)], way),
             ]
-            summary.append(f"**{condition.title}**\n\n{_summary_table(lines)}")
+            summary.append(f"**{generated.text(condition.title)}**\n\n{_summary_table(lines)}")
     if not summary:
         summary = ["No records yet."]
         page.append("No records yet.")
@@ -167,7 +167,7 @@ def _records_table(lines: Sequence[Line]) -> str:
     for line in lines:
         first = line.runs[0]
         cells = [
-            f"[{line.entry}](../{first.config_file})",
+            generated.link(line.entry, first.config_file, "../"),
             str(line.target),
             str(len(line.runs)),
             _accuracy_text(line.runs),
@@ -197,7 +197,7 @@ def _summary_table(lines: Sequence[Line]) -> str:
         first = line.runs[0]
         cells = [
             str(line.target),
-            f"[{line.entry}]({first.config_file})",
+            generated.link(line.entry, first.config_file, ""),
             f"{_accuracy_text(line.runs)} ({len(line.runs)})",
             line.verdict,
             f"{statistics.median(run.train_seconds for run in line.runs):,.1f}",
@@ -247,7 +247,7 @@ def _commit(run: RunRecord) -> str:
 
 
 def _distinct(texts: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(texts))
+    return generated.text(", ".join(dict.fromkeys(texts)))
 
 
 def _spread(seconds: Sequence[float]) -> str:

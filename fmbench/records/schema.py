@@ -14,6 +14,7 @@ Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Status = Literal["completed", "interrupted", "diverged"]
 Watched = Literal["validation", "test"]
+FILE_NAME = r"^_*[A-Za-z0-9][A-Za-z0-9_.=+-]*$"  # what an entry, and so a record, may be called
 TARGETS = ("90", "92", "94")  # percent; the keys of time_to_target
 
 
@@ -93,7 +94,7 @@ class RunRecord(_Strict):
     schema_version: Literal[1]
     status: Status
     created: str  # UTC, ISO 8601
-    entry: Annotated[str, Field(min_length=1)]  # names the file
+    entry: Annotated[str, Field(pattern=FILE_NAME)]  # names the file
     config_file: str
     config: dict[str, Any]
     seed: Count
@@ -173,6 +174,12 @@ class RunRecord(_Strict):
                 raise ValueError(f"{field} is {getattr(self, field)}, but config.{field} {self.config.get(field)}")
         if self.num_epochs > self.config.get("num_epochs", 0):
             raise ValueError(f"num_epochs is {self.num_epochs}, more than config.num_epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_file_name(self) -> "RunRecord":
+        if not re.fullmatch(FILE_NAME, self.name):
+            raise ValueError(f"entry, device, dtype and data_version make {self.name!r}, which names no file")
         return self
 
     @property
