@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fmbench.config import complete
+from fmbench.data import proof
 from fmbench.errors import UserError
 from fmbench.records.schema import RunRecord
 
@@ -30,7 +31,9 @@ LEAST_SHARED, MOST_SHARED = 0.45, 0.80  # of that median
 SEEN_TWINS = 0.84  # the most of two nets of unlike seeds or models
 MOST_TWINS = 0.92
 FEWEST_ENTRIES = 3  # others that a median is taken of
-FEWEST_IMAGES = 1000  # on fewer, chance decides what is shared
+FEWEST_IMAGES = 1000  # on fewer, chance decides what is shared, and how far accuracies lie apart
+
+MOST_APART = 0.03  # validation and test accuracy; up to 0.011 were seen, and chance alone gives 0.004
 
 
 def refuse_contradictions(records: Mapping[Path, RunRecord]) -> None:
@@ -77,6 +80,11 @@ def contradiction(record: RunRecord) -> str:
     total = sum(getattr(record, f"{part}_seconds") for part in parts)
     if record.wall_seconds < (1 - TOLERANCE) * total:
         return f"wall_seconds is {record.wall_seconds:g}, but the parts of it are {total:g} together"
+    is_known = record.data_version == proof.STANDARD and record.val_accuracy is not None
+    if is_known and min(record.num_validation, record.num_test) >= FEWEST_IMAGES:
+        val_accuracy, test_accuracy = record.val_accuracy or 0.0, record.test_accuracy or 0.0
+        if abs(val_accuracy - test_accuracy) > MOST_APART:
+            return f"val_accuracy is {val_accuracy}, but the predictions give a test_accuracy of {test_accuracy}"
     return _watched_contradiction(record)
 
 

@@ -151,6 +151,7 @@ class RunRecord(_Strict):
     history: list[Epoch]
     stages: list[StageResult] = []  # those that were finished
     environment: Environment
+    val_predictions_sha256: str | None = None  # of a fold, in the order of its rows
 
     @field_validator("time_to_target")
     @classmethod

@@ -86,13 +86,23 @@ def test_a_record_that_contradicts_itself_is_refused(forged, forge, said):
 
 def test_what_the_watched_split_gave_must_be_what_the_history_says(committed):
     record = committed[RESULTS / "runs" / "cnn1-cpu-float32-seed0.json"]
-    assert "val_accuracy is 0.999, but that of the last epoch" in plausibility.contradiction(
-        changed(record, val_accuracy=0.999)
+    assert "val_accuracy is 0.92, but that of the last epoch" in plausibility.contradiction(
+        changed(record, val_accuracy=0.92)
     )
     seconds = record.time_to_target | {"92": 1.0}
     assert "time_to_target.92 is 1.0" in plausibility.contradiction(changed(record, time_to_target=seconds))
     history = [epoch | {"val_accuracy": None} for epoch in record.model_dump()["history"]]
     assert "val_accuracy is" in plausibility.contradiction(changed(record, history=history))
+
+
+def test_typed_in_scores_of_a_fold_are_refused():
+    path = RESULTS / "cross_validation" / "runs" / "baseline+fold=1of5-cpu-float32-seed0.json"
+    record = store.read(path)
+    history = record.model_dump()["history"]
+    history[-1]["val_accuracy"] = 0.999
+    forged = changed(record, val_accuracy=0.999, history=history)
+    said = plausibility.contradiction(forged)
+    assert said == "val_accuracy is 0.999, but the predictions give a test_accuracy of 0.897"
 
 
 def test_a_run_that_was_not_completed_may_stop_anywhere(forged):
