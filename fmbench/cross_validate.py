@@ -10,7 +10,9 @@ held-out fold after the last epoch. Overrides are those of fmbench.main, and app
 
 The records go to <results_dir>/runs. What lies there becomes <results_dir>/summary.md, which also compares the
 entries pair by pair, and figures: the learning curves of every entry, and box_plot.png. --render writes these
-anew; --check writes nothing, and fails if summary.md, an accuracy or a score is not what the records say.
+anew; --check writes nothing, and fails if summary.md is not what the records say, or an accuracy or a score not
+what the stored predictions give. Older records have no predictions of the held-out images: summary.md says that
+their scores are self-reported.
 
 Stopped by Ctrl-C or SIGTERM, the same command goes on from there, in the middle of a fold too. Exit codes: 0 done,
 1 --check found summary.md out of date, 2 something given cannot be used, 3 a loss diverged, 130 interrupted.
@@ -139,7 +141,12 @@ def _check(results_dir: Path) -> int:
             f"{path} is not what the records say; run python -m fmbench.cross_validate --render.", file=sys.stderr
         )
         return 1
-    print(f"{sum(map(len, summary.values()))} cross-validations agree with their predictions and with {path}.")
+    rows = list(itertools.chain(*summary.values()))
+    reported = sum(row.is_self_reported for row in rows)
+    print(
+        f"{len(rows)} cross-validations agree with {path}; the scores of {len(rows) - reported} follow from their "
+        f"predictions, those of {reported} are self-reported."
+    )
     return 0
 
 

@@ -10,6 +10,8 @@ import jax
 import pytest
 
 from fmbench import entries
+from fmbench.pages import leaderboard
+from fmbench.records import plausibility
 from fmbench.system import calibration
 
 REPOSITORY = Path(__file__).parents[1]
@@ -34,6 +36,14 @@ def quick_calibration(monkeypatch):
     """What the machine reaches, without the seconds that measuring takes."""
     measured = calibration.Calibration({"float32": 2e11, "bfloat16": 3e11}, 2e10)
     monkeypatch.setattr(calibration, "measure_beside_a_run", lambda: measured)
+
+
+@pytest.fixture(autouse=True)
+def fake_records_pass(request, monkeypatch):
+    """Leaves unasked whether records can be true, but in the tests of that: fake_records' could not."""
+    if request.path.stem != "test_plausibility":
+        monkeypatch.setattr(plausibility, "contradiction", lambda record: "")
+        monkeypatch.setattr(leaderboard, "implausible", lambda records: {})
 
 
 @pytest.fixture

@@ -144,6 +144,8 @@ def confusion_matrix(
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
     axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(class_names)), class_names)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     return figure
@@ -169,7 +171,7 @@ def image_grid(images: np.ndarray, captions: Sequence[str], title: str, *, colum
         axes.set_axis_off()
     for axes, image, caption in zip(grid.flat, images, captions, strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes.set_title(caption, fontsize=font_size, pad=0.4 * font_size)
+        axes.set_title(caption, fontsize=font_size, pad=0.4 * font_size, parse_math=False)
     return figure
 
 

@@ -1,8 +1,14 @@
-"""Generated files: what belongs in them is rendered first, then written or compared with what is there."""
+"""Generated files: what belongs in them is rendered first, then written or compared with what is there.
 
+Records may come from strangers. `text`, `link` and `cell` show what stands in them, and let it do nothing else.
+"""
+
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
 
 from fmbench.errors import UserError
 from fmbench.system.command_line import Parser, plain_errors
@@ -48,6 +54,30 @@ def write_or_check(
         sys.exit(1)
     else:
         print(f"The records agree with {names}.")
+
+
+def text(value: str) -> str:
+    """A record's text as Markdown that shows it: in one line, without markup, HTML, mathematics or links."""
+    line = "".join(character if character.isprintable() else " " for character in value)
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace("@", "&#64;")
+    line = re.sub(r"[\\`*|\[\]~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", line)
+    return re.sub(r"(?i)(?<=www)\.", "&#46;", line.replace("://", "&#58;//"))
+
+
+def link(name: str, config_file: str, prefix: str) -> str:
+    """An entry, or whatever is called `name`, as a link to its config, if that is a path below the repository.
+
+    `prefix` leads from the file that the link stands in to the repository.
+    """
+    path = PurePosixPath(config_file)
+    if path.is_absolute() or not path.name or ".." in path.parts or re.search(r"[:\\]", config_file):
+        return f"{text(name)} ({text(config_file)})"
+    return f"[{text(name)}]({prefix}{quote(config_file)})"
+
+
+def cell(value: Any) -> Any:
+    """A value as CSV may have it: text that a spreadsheet would take for a formula begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and re.match(r"\s*[=+@-]|[\t\r\n]", value) else value
 
 
 def between_marks(path: Path, marks: tuple[str, str], parts: Sequence[str]) -> dict[Path, str]:

@@ -106,7 +106,7 @@ def draw(conditions: Mapping[str, Sequence[Point]], num_elsewhere: int) -> Figur
     for axes, (points, cost, name) in zip(all_axes, panels, strict=True):
         _draw_panel(axes, points, cost, name)
     for axes, title in zip(all_axes, shown, strict=False):  # the last panel is of all conditions
-        axes.set_title(title, fontsize=FONT_SIZE)
+        axes.set_title(title, fontsize=FONT_SIZE, parse_math=False)
         axes.sharex(all_axes[0])
     num_below = sum(map(len, conditions.values())) - sum(map(len, shown.values()))
     figure.supxlabel(_caption(num_below, num_elsewhere), fontsize=SMALL_FONT_SIZE)
@@ -186,6 +186,7 @@ def _label(axes: Axes, points: Sequence[Point], cost: Callable[[Point], float]) 
             (0, 0),
             textcoords="offset points",
             fontsize=SMALL_FONT_SIZE,
+            parse_math=False,
         )
         badness = [_badness(_move(label, place), axes.bbox, taken) for place in PLACES]
         taken.append(_move(label, PLACES[badness.index(min(badness))]))

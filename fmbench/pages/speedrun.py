@@ -169,12 +169,12 @@ def render(results_dir: Path, records: dict[Path, RunRecord], measurements: Meas
         groups = [list(runs.values()) for runs in by_seed]
         lines = lines_of(groups)
         if lines:
-            page += [f"## {condition.title}", _records_table(lines), *_other_seeds(lines)]
+            page += [f"## {generated.text(condition.title)}", _records_table(lines), *_other_seeds(lines)]
         if lines and not condition.trained_with:
             here = [run for runs in groups for run in runs if VGG_LIKE.fullmatch(run.entry)]
             way = speedrun_peers.vgg_like_way(completed, condition.dtype)
             page += ["### Goals", _goals_table(lines, here, way)]
-            summary.append(f"**{condition.title}**\n\n{_summary_table(lines)}")
+            summary.append(f"**{generated.text(condition.title)}**\n\n{_summary_table(lines)}")
     page += ["## Tried on the test set before", _tried_text()]
     if not summary:
         summary = ["No records yet."]
@@ -229,7 +229,7 @@ def _records_table(lines: Sequence[Line]) -> str:
     for line in lines:
         first = line.runs[0]
         cells = [
-            f"[{line.entry}](../{first.config_file})",
+            generated.link(line.entry, first.config_file, "../"),
             str(line.target),
             str(len(line.runs)) + ("" if line.has_rule_seeds else " †"),
             _accuracy_text(line.runs),
@@ -282,7 +282,7 @@ def _summary_table(lines: Sequence[Line]) -> str:
         first = line.runs[0]
         cells = [
             str(line.target),
-            f"[{line.entry}]({first.config_file})",
+            generated.link(line.entry, first.config_file, ""),
             f"{_accuracy_text(line.runs)} ({len(line.runs)})",
             _p_text(line.p_value),
             line.verdict,
@@ -339,7 +339,7 @@ def _commit(run: RunRecord) -> str:
 
 
 def _distinct(texts: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(texts))
+    return generated.text(", ".join(dict.fromkeys(texts)))
 
 
 def _spread(seconds: Sequence[float]) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from fmbench import entries
 from fmbench.data import proof
+from fmbench.pages import generated
 from fmbench.records.schema import RunRecord
 from fmbench.throughput.measurements import (
     YARDSTICK,
@@ -92,8 +93,8 @@ def render(measurements: Measurements, completed: Sequence[RunRecord]) -> list[s
             steps = f"{num_steps:,} steps" if runs else "not run yet"
             machine = model.conditions.environment
             parts += [
-                f"{name}: batch {model.batch_size:,}, {steps}; measured on {machine.cpu} ({machine.cpu_cores} "
-                f"cores), {model.conditions.created[:10]}.",
+                f"{name}: batch {model.batch_size:,}, {steps}; measured on {generated.text(machine.cpu)} "
+                f"({machine.cpu_cores} cores), {model.conditions.created[:10]}.",
                 _peers_table(model, num_steps),
             ]
             vgg_like = measurements.models.get("vgg_like")
@@ -142,8 +143,7 @@ def _peers_table(model: ModelThroughput, num_steps: int | None) -> str:
     for row in model.rows:
         name = f"{row.system} {row.dtype}"
         if row.failure is not None:
-            reason = row.failure.replace("|", "\\|")  # which would end the cell
-            rows.append(f"| {name} | {reason} | | | | | |")
+            rows.append(f"| {name} | {generated.text(row.failure)} | | | | | |")
             continue
         seconds, core_seconds = _step_cost(model, row)
         cells = [

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fmbench.errors import UserError
+from fmbench.pages import generated
 from fmbench.system import files
 from fmbench.throughput.measurements import (
     YARDSTICK,
@@ -221,7 +222,7 @@ def render(measured: Mapping[str, Measurements]) -> str:
     parts = ["# Throughput", HOW_MEASURED]
     for platform, measurements in ({"cpu": Measurements(), "gpu": Measurements()} | dict(measured)).items():
         kinds = sorted({condition.environment.device_kind for condition in _conditions(measurements).values()})
-        parts.append(f"## {platform.upper()}{': ' if kinds else ''}{', '.join(kinds)}")
+        parts.append(f"## {platform.upper()}{': ' if kinds else ''}{generated.text(', '.join(kinds))}")
         if platform != "cpu":
             parts.append(ON_ACCELERATORS if kinds else NOT_MEASURED)
         parts += ["### Targets", *_targets(measurements, platform)]
@@ -233,7 +234,7 @@ def _sections(measurements: Measurements) -> list[str]:
     """All that was measured on one kind of device."""
     parts = []
     for name, model in sorted(measurements.models.items()):
-        parts += [f"### {name}", _model_conditions(name, model), _model_table(model)]
+        parts += [f"### {generated.text(name)}", _model_conditions(name, model), _model_table(model)]
     if measurements.overheads:
         parts += ["### Overheads", OVERHEADS_TEXT, _overheads_table(measurements.overheads)]
     if measurements.batch_sizes:
@@ -299,7 +300,7 @@ def _machine(conditions: Conditions) -> str:
 def _model_conditions(name: str, model: ModelThroughput) -> str:
     yardstick = model.find(YARDSTICK)
     facts = [
-        f"[{name}](../{model.config_file})",
+        generated.link(name, model.config_file, "../"),
         _machine(model.conditions),
         f"batch {model.batch_size:,}, inference {model.infer_batch_size:,}",
     ]
@@ -364,7 +365,7 @@ def _overheads_table(overheads: Overheads) -> str:
             run.setup_seconds,
         )
         cells = [
-            f"{run.entry}, {run.num_epochs} epoch{'s' if run.num_epochs > 1 else ''}",
+            f"{generated.text(run.entry)}, {run.num_epochs} epoch{'s' if run.num_epochs > 1 else ''}",
             run.compile_cache,
             _seconds(run.first_step_seconds),
             _seconds(run.process_seconds),
@@ -426,15 +427,15 @@ def _versions(measurements: Measurements, conditions: Mapping[str, Conditions]) 
     places: dict[str, list[str]] = {}
     for name, condition in conditions.items():
         places.setdefault(_describe(condition), []).append(name)
-    lines = [f"- {', '.join(names)}: {place}" for place, names in places.items()]
+    lines = [generated.text(f"{', '.join(names)}: {place}") for place, names in places.items()]
     systems: dict[str, list[str]] = {}
     for name, model in sorted(measurements.models.items()):
         for row in model.rows:
             if row.description:
                 line = f"{row.system}, {row.dtype}: {row.description} ({_version_list(row.versions)})"
                 systems.setdefault(line, []).append(name)
-    lines += [f"- {line}: {', '.join(names)}" for line, names in systems.items()]
-    return "\n".join(lines)
+    lines += [generated.text(f"{line}: {', '.join(names)}") for line, names in systems.items()]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _describe(conditions: Conditions) -> str:
@@ -456,7 +457,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _failure(row: Row) -> str:
-    return (row.failure or "").replace("|", "\\|")  # which would end the cell
+    return generated.text(row.failure or "")
 
 
 def _spread(numbers: list[float]) -> str:

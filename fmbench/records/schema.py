@@ -14,6 +14,7 @@ Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Status = Literal["completed", "interrupted", "diverged"]
 Watched = Literal["validation", "test"]
+FILE_NAME = r"^_*[A-Za-z0-9][A-Za-z0-9_.=+-]*$"  # what an entry, and so a record, may be called
 TARGETS = ("90", "92", "94")  # percent; the keys of time_to_target
 COMPUTING = ("jax", "jaxlib", "flax", "optax", "onednn-cpu-gomp", "CUDA", "cuDNN")
 
@@ -143,7 +144,7 @@ class RunRecord(_Strict):
     schema_version: Literal[1, 2]  # 2 has the machine in its file's name
     status: Status
     created: str  # UTC, ISO 8601
-    entry: Annotated[str, Field(min_length=1)]  # names the file
+    entry: Annotated[str, Field(pattern=FILE_NAME)]  # names the file
     config_file: str
     config: dict[str, Any]
     seed: Count
@@ -201,6 +202,7 @@ class RunRecord(_Strict):
     stages: list[StageResult] = []  # those that were finished
     calibration: Calibration | None = None  # None in records from before, and where the run was not completed
     environment: Environment
+    val_predictions_sha256: str | None = None  # of a fold, in the order of its rows
 
     @field_validator("time_to_target")
     @classmethod
@@ -224,6 +226,12 @@ class RunRecord(_Strict):
                 raise ValueError(f"{field} is {getattr(self, field)}, but config.{field} {self.config.get(field)}")
         if self.num_epochs > self.config.get("num_epochs", 0):
             raise ValueError(f"num_epochs is {self.num_epochs}, more than config.num_epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_file_name(self) -> "RunRecord":
+        if not re.fullmatch(FILE_NAME, self.name):
+            raise ValueError(f"entry, device, dtype and data_version make {self.name!r}, which names no file")
         return self
 
     @property

@@ -23,8 +23,10 @@ def check_writable(results_dir: Path) -> None:
         raise UserError(f"--results_dir={results_dir} cannot be written to ({nearest}); name another one.")
 
 
-def write(record: RunRecord, predictions: np.ndarray | None, stem: Path) -> None:
-    """Writes <stem>.json and, if there are predictions, <stem>.npy, each atomically.
+def write(
+    record: RunRecord, predictions: np.ndarray | None, stem: Path, val_predictions: np.ndarray | None = None
+) -> None:
+    """Writes <stem>.json, <stem>.npy and <stem>.validation.npy, as far as there are predictions, each atomically.
 
     Raises:
         UserError: If they cannot be written there.
@@ -32,9 +34,10 @@ def write(record: RunRecord, predictions: np.ndarray | None, stem: Path) -> None
     RunRecord.model_validate(record.model_dump())
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        if predictions is not None:
-            with atomic_file(stem.with_name(stem.name + ".npy")) as file:
-                np.save(file, predictions.astype(np.uint8), allow_pickle=False)
+        for ending, classes in ((".npy", predictions), (".validation.npy", val_predictions)):
+            if classes is not None:
+                with atomic_file(stem.with_name(stem.name + ending)) as file:
+                    np.save(file, classes.astype(np.uint8), allow_pickle=False)
         with atomic_file(stem.with_name(stem.name + ".json")) as file:
             file.write(record.model_dump_json(indent=1).encode() + b"\n")
     except OSError as error:
@@ -54,14 +57,16 @@ def publish(stem: Path, results_dir: Path, *, data_dir: str | None = None) -> Ru
     """
     record = read(stem.with_name(stem.name + ".json"))
     target = results_dir / "runs" / f"{record.name}.json"
-    predictions = None
+    predictions = val_predictions = None
     if record.status == "completed":
         predictions = read_predictions(record, stem.with_name(stem.name + ".npy"))
+        if record.val_predictions_sha256:
+            val_predictions = read_val_predictions(record, stem.with_name(stem.name + ".validation.npy"))
         if has_own_labels(record):
             _publish_labels(record, results_dir, data_dir)
     elif target.exists() and read(target).status == "completed":
         return record
-    write(record, predictions, target.with_name(record.name))
+    write(record, predictions, target.with_name(record.name), val_predictions)
     return record
 
 
@@ -89,10 +94,20 @@ def read_predictions(record: RunRecord, path: Path) -> np.ndarray:
     Raises:
         UserError: If the file is missing, broken or another run's.
     """
+    return _read_classes(path, record.num_test, record.predictions_sha256)
+
+
+def read_val_predictions(record: RunRecord, path: Path) -> np.ndarray:
+    """As `read_predictions`, of a fold's held-out images: uint8 (num_validation,)."""
+    return _read_classes(path, record.num_validation, record.val_predictions_sha256)
+
+
+def _read_classes(path: Path, number: int, sha256: str | None) -> np.ndarray:
     predictions = _read_array(path, "the predictions")
-    is_array_of_classes = predictions.dtype == np.uint8 and predictions.shape == (record.num_test,)
-    if not is_array_of_classes or predictions_sha256(predictions) != record.predictions_sha256:
-        raise UserError(f"{path}: not the predictions of {path.stem}.json; run the entry again.")
+    is_array_of_classes = predictions.dtype == np.uint8 and predictions.shape == (number,)
+    if not is_array_of_classes or predictions_sha256(predictions) != sha256:
+        name = path.name.removesuffix(".npy").removesuffix(".validation")
+        raise UserError(f"{path}: not the predictions of {name}.json; run the entry again.")
     return predictions
 
 

@@ -161,6 +161,7 @@ def make_record(
         num_steps=int(state.step),
         num_resumes=diary.num_resumes,
         **_accuracies(history, evaluations),
+        val_predictions_sha256=_fold_sha256(config, evaluations),
         **_times(stopwatch),
         **_speed(config.batch_size, history),
         time_to_target=time_to_target(history, data.watched),
@@ -186,6 +187,11 @@ def _accuracies(history: list[Epoch], evaluations: Mapping[str, Evaluation]) -> 
         "test_per_class_accuracy": test.per_class_accuracy if test else None,
         "predictions_sha256": predictions_sha256(test.predictions) if test else None,
     }
+
+
+def _fold_sha256(config: config_dict.ConfigDict, evaluations: Mapping[str, Evaluation]) -> str | None:
+    is_fold = config.data.split == "kfold" and "validation" in evaluations
+    return predictions_sha256(evaluations["validation"].predictions) if is_fold else None
 
 
 def _times(stopwatch: Stopwatch) -> dict[str, Any]:

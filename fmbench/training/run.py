@@ -198,7 +198,9 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest) -> None:
         )
         display.line(_last_line(record, plan.num_steps))
         predictions = lane.evaluations["test"].predictions if lane.evaluations else None
-        store.write(record, predictions, lane.directory / "record")
+        is_scored = record.val_predictions_sha256 is not None
+        val_predictions = lane.evaluations["validation"].predictions if is_scored else None
+        store.write(record, predictions, lane.directory / "record", val_predictions)
         records.append(record)
     _calibrate(records, lanes)
 

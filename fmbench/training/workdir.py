@@ -77,6 +77,8 @@ def is_finished(workdir: Path) -> bool:
         record = store.read(workdir / "record.json")
         if record.status == "completed":
             store.read_predictions(record, workdir / "record.npy")
+            if record.val_predictions_sha256:
+                store.read_val_predictions(record, workdir / "record.validation.npy")
             return True
     except UserError:
         pass  # no record yet, or a damaged one: the last checkpoint gives it again

@@ -1,5 +1,6 @@
 """Folds, their scores, and what is said of them: trained on the sample, and worked out from records made up."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -124,7 +125,9 @@ def test_folds_are_trained_scored_compared_and_go_on_after_an_interruption(run, 
         assert curves.stat().st_size > 0
     assert (results_dir / "box_plot.png").stat().st_size > 0
     assert "tests_little-0.01+num_epochs=2 minus tests_little+num_epochs=2: " in out
-    assert run("--check", *places(tmp_path / "undisturbed"))[0] == 0
+    code, out_of_check, _ = run("--check", *places(tmp_path / "undisturbed"))
+    assert code == 0
+    assert "the scores of 2 follow from their predictions, those of 0 are self-reported" in out_of_check
 
     # The first config again, interrupted in the middle of its second fold.
     write = MetricWriter.write
@@ -245,7 +248,7 @@ def test_the_summary_has_the_references_numbers(run, results_dir):
     assert "## 1 x Abacus 9 (2 cores), float32, data of 2017-08-31\n" in text
     baseline, same = (line.split(" | ") for line in text.splitlines() if line.startswith("| ["))
     assert baseline[:7] == [
-        "| [baseline](../../configs/baseline.py)",
+        "| [baseline](../../configs/baseline.py) †",
         "384,854",
         "5",
         "91.200 91.217 90.958 91.242 91.317",
@@ -253,7 +256,7 @@ def test_the_summary_has_the_references_numbers(run, results_dir):
         "90.958..91.317",
         "100.0",
     ]
-    assert same[0] == "| [same](../../configs/same.py)"
+    assert same[0] == "| [same](../../configs/same.py) †"
     assert same[4:7] == ["91.257 ± 0.209", "90.875..91.450", "1,500.0"]
     # Worked out with scipy: mean 0.07, s 0.240, variance factor 1/5 + 1/4, t(0.975, df=4) = 2.776.
     sentence = (
@@ -326,12 +329,64 @@ def test_training_from_changed_code_is_marked(run, results_dir):
     publish_folds(results_dir, "baseline", BASELINE)
     publish(fold_record("baseline", 2, 91.2, environment={"git_dirty": True}), results_dir)
     run("--render", f"--results_dir={results_dir}")
-    assert "[baseline](../../configs/baseline.py) \\* |" in (results_dir / "summary.md").read_text()
+    assert "[baseline](../../configs/baseline.py) \\* † |" in (results_dir / "summary.md").read_text()
 
 
 def test_without_records_the_summary_says_how_to_make_them(run, results_dir):
     assert run("--render", f"--results_dir={results_dir}")[0] == 0
     assert "No records yet" in (results_dir / "summary.md").read_text()
+
+
+def fake_folds(results_dir: Path, monkeypatch, *, version: str = VERSION) -> list[Path]:
+    """Five folds of 20 train images each, of which the k-th net gets k wrong, with their predictions."""
+    labels = np.tile(np.arange(10, dtype=np.uint8), 10)
+    dataset = dataclasses.replace(fake_dataset(version), train_labels=labels)
+    monkeypatch.setattr(fashion_mnist, "load", lambda source: dataset)
+    paths = []
+    for fold, (_, rows) in enumerate(KFold(5, shuffle=True, random_state=1).split(labels), 1):
+        predictions = labels[rows]
+        predictions[:fold] += 1
+        sha256 = schema.predictions_sha256(predictions)
+        score = 100 * (1 - fold / 20)
+        record = fold_record("baseline", fold, score, num_validation=20, val_predictions_sha256=sha256)
+        path = publish(record, results_dir)
+        np.save(path.with_suffix(".validation.npy"), predictions)
+        paths.append(path)
+    return paths
+
+
+def test_scores_follow_from_the_predictions_of_the_held_out_images(run, results_dir, monkeypatch):
+    paths = fake_folds(results_dir, monkeypatch)
+    assert run("--render", f"--results_dir={results_dir}")[0] == 0
+    text = (results_dir / "summary.md").read_text()
+    assert "| 5 | 95.000 90.000 85.000 80.000 75.000 | 85.000 ± 7.071 |" in text
+    assert "self-reported" not in text
+    code, out, _ = run("--check", f"--results_dir={results_dir}")
+    assert (code, "the scores of 1 follow from their predictions, those of 0 are self" in out) == (0, True)
+
+    record = json.loads(paths[2].read_text())
+    first, last = record["history"]
+    edit(paths[2], val_accuracy=0.999, history=[first, last | {"val_accuracy": 0.999}])
+    for flag in ("--check", "--render"):
+        code, _, err = run(flag, f"--results_dir={results_dir}")
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"{paths[2]}: val_accuracy is 0.999, but its predictions of the held-out images give 0.85" in err
+    paths[2].write_text(json.dumps(record))
+    np.save(paths[2].with_suffix(".validation.npy"), np.zeros(20, np.uint8))
+    code, _, err = run("--check", f"--results_dir={results_dir}")
+    assert (code, "not the predictions of baseline+fold=3of5-cpu-float32-seed0.json" in err) == (2, True)
+    paths[2].with_suffix(".validation.npy").unlink()
+    assert "cannot read the predictions" in run("--check", f"--results_dir={results_dir}")[2]
+
+
+def test_scores_without_predictions_are_said_to_be_self_reported(run, results_dir, monkeypatch):
+    paths = fake_folds(results_dir, monkeypatch)
+    edit(paths[4], val_predictions_sha256=None)
+    run("--render", f"--results_dir={results_dir}")
+    text = (results_dir / "summary.md").read_text()
+    assert "[baseline](../../configs/baseline.py) † |" in text
+    assert "† Scores are self-reported" in text
+    assert "those of 1 are self-reported" in run("--check", f"--results_dir={results_dir}")[1]
 
 
 def edit(path: Path, **changes: object) -> None:

@@ -500,7 +500,7 @@ def test_an_arm_whose_flag_is_unknown_says_so_and_the_rest_is_kept(run, results_
     assert shown["default"] == ["float32", "12,000 (6,000-18,000)", "1.00x", "8.0", "100"]
     assert shown["cuDNN graph fusion"] == [
         "float32",
-        f"ended with exit code 1: F1 parse.cc:1] Unknown flag in XLA_FLAGS: {flag}",
+        f"ended with exit code 1: F1 parse.cc:1\\] Unknown flag in XLA_FLAGS: {flag}",
         *("-", "-", "-"),
     ]
     assert shown["NHWC forced"][2] == "1.00x"
