@@ -29,7 +29,7 @@ def train(
     force: bool = False,
     **overrides: Any,
 ) -> RunRecord:
-    """Trains an entry and returns its verified record, as `fmbench train` does.
+    """Trains an entry and returns its record, whose accuracy its predictions prove, as `fmbench train` does.
 
         record = fmbench.train("mlp", num_epochs=2, **{"optimizer.learning_rate": 1e-3})
         record.entry, record.test_accuracy, record.train_seconds

@@ -1,4 +1,4 @@
-"""Trains one benchmark entry and leaves a verified record.
+"""Trains one benchmark entry and leaves its record, from whose predictions the accuracy can be recomputed.
 
     python -m fmbench.main --config=mlp
     python -m fmbench.main --config=resnet:20 --config.seed=1 --config.dtype=bfloat16

@@ -35,7 +35,7 @@ CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late 
 
 
 def train_and_evaluate(
-    config: config_dict.ConfigDict, directory: Path, *, results_dir: Path, force: bool = False
+    config: config_dict.ConfigDict, directory: Path, *, results_dir: Path, force: bool = False, stop_after: int = 0
 ) -> RunRecord:
     """Trains, evaluates and leaves a record, or goes on where an earlier call stopped.
 
@@ -44,6 +44,7 @@ def train_and_evaluate(
         directory: The work directory: checkpoints, metrics, the exported model and a copy of the record.
         results_dir: The record and its predictions go to <results_dir>/runs.
         force: Start anew, throwing away what `directory` holds.
+        stop_after: Epochs after which the run stops, as if interrupted; 0: none.
 
     Returns:
         The record, with status 'completed', 'interrupted' (by SIGINT or SIGTERM; resumable) or 'diverged'.
@@ -51,7 +52,8 @@ def train_and_evaluate(
     Raises:
         UserError: If something that was given cannot be used.
     """
-    (record,) = train_seeds(config, (config.seed,), directory, results_dir=results_dir, force=force)
+    seeds = (config.seed,)
+    (record,) = train_seeds(config, seeds, directory, results_dir=results_dir, force=force, stop_after=stop_after)
     return record
 
 
@@ -62,6 +64,7 @@ def train_seeds(
     *,
     results_dir: Path,
     force: bool = False,
+    stop_after: int = 0,
 ) -> list[RunRecord]:
     """As `train_and_evaluate`, with a record for each seed; several train in one program, a step of all at a time.
 
@@ -83,7 +86,7 @@ def train_seeds(
         if all(workdir.is_finished(lane.directory) for lane in lanes):
             print(f"{_name(lanes)}: already finished in {directory}; --force trains it anew.")
         else:
-            _run(lanes, directory, stop)
+            _run(lanes, directory, stop, stop_after)
         return [store.publish(lane.directory / "record", results_dir, data_dir=config.data.dir) for lane in lanes]
 
 
@@ -97,7 +100,7 @@ class Lane:
     evaluations: dict[str, Evaluation] = dataclasses.field(default_factory=dict)  # of the present state, by split
 
 
-def _run(lanes: list[Lane], directory: Path, stop: StopRequest) -> None:
+def _run(lanes: list[Lane], directory: Path, stop: StopRequest, stop_after: int) -> None:
     """Trains all lanes, and leaves the record of each, with its predictions, in its directory."""
     began = time.perf_counter()
     stopwatch = Stopwatch()
@@ -153,7 +156,8 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest) -> None:
             progress = {"diaries": [lane.diary.to_json() for lane in lanes]}
             checkpoints.save(step, state, progress | stopwatch.to_json(wall=time.perf_counter() - began))
             checkpoints.wait()
-        is_interrupted = bool(stop.signum) and step < plan.num_steps
+        is_last = bool(stop.signum) or step == stop_after * plan.data.steps_per_epoch
+        is_interrupted = is_last and step < plan.num_steps
         if is_interrupted:
             break
     display.close()
