@@ -25,8 +25,8 @@ class Stopwatch:
     """Adds up wall seconds and core-seconds under a name: setup, compile, train, eval, checkpoint.
 
     Core-seconds are the processor time of all threads of this process. A busy machine stretches them, too: others
-    take a share of caches, of memory bandwidth, of a core's clock and of its second thread, and threads that wait for
-    one without a core spin meanwhile. So the load is noted with every lap.
+    take a share of caches, of memory bandwidth, of a core's clock and of its second thread, and threads that wait
+    for one without a core spin meanwhile. So the load is noted with every lap.
     """
 
     def __init__(self) -> None:

@@ -141,7 +141,16 @@ def test_a_machines_name_fits_a_files(name, monkeypatch):
 
 def test_the_software_of_a_row():
     versions = {"jax": "0.12.0", "numpy": "2.5", "onednn-cpu-gomp": "2023.2.0"}
-    assert environment(versions=versions).software == {"jax": "0.12.0", "onednn-cpu-gomp": "2023.2.0"}
+    assert environment(versions=versions).software == ("jax 0.12.0", "onednn-cpu-gomp 2023.2.0")
+
+
+def test_what_the_seeds_of_a_row_do_not_share_is_told():
+    def made(seed, commit, **versions):
+        return make_record(seed=seed, environment={"git_commit": commit, "versions": {"jax": "0.12"} | versions})
+
+    assert schema.what_differs([made(0, "a" * 40), made(1, "a" * 40)]) == ""
+    runs = [made(0, "c" * 40, numpy="2.5"), made(1, "a" * 40, numpy="2.4"), made(2, None)]
+    assert schema.what_differs(runs) == "commits aaaaaaa, ccccccc, unknown; numpy 2.4, 2.5, none"
 
 
 # Control groups.
