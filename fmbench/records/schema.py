@@ -85,8 +85,8 @@ class Environment(_Strict):
         """The machine in a file name: its given name or processor and cores, and of what else is known a hash."""
         processor = re.sub(r"\((r|tm)\)|\bprocessor\b|\bcpu\b", " ", self.cpu.lower())
         slug = self.machine or f"{_slug(processor)}-{self.cpu_cores}c"
-        if self.cpu_stepping is None and self.instruction_sets is None and self.machine is None:
-            return slug  # a record from before
+        if re.fullmatch(rf"{re.escape(self.cpu)} \(\d+ cores?\)", self.machine_title):
+            return slug  # a record from before more was asked
         return f"{slug}-{hashlib.sha256(self.machine_title.encode()).hexdigest()[:4]}"
 
     @property

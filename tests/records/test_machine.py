@@ -91,6 +91,11 @@ def test_of_old_records_no_more_is_in_the_name_than_was_recorded(cpu, slug):
     assert environment(cpu=cpu).machine_slug == slug
 
 
+@pytest.mark.parametrize("known", [{field: value} for field, value in EPYC.items() if field != "cpu"], ids=str)
+def test_what_little_is_known_tells_machines_apart(known):
+    assert environment(**known).machine_slug != environment().machine_slug
+
+
 def test_a_machine_that_is_named_has_its_name_and_a_hash():
     named = environment(**EPYC, machine="lab7")
     assert named.machine_slug.startswith("lab7-")
