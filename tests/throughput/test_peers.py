@@ -433,9 +433,12 @@ def test_fmbench_does_the_step_of_the_job_and_not_the_configs(make_job, model):
 def test_fmbenchs_own_step_pays_for_its_choice_of_examples(make_job, monkeypatch):
     chosen = []
     choose = input_pipeline._hard_epoch_order
-    monkeypatch.setattr(
-        input_pipeline, "_hard_epoch_order", lambda *a: (chosen.append(np.asarray(a[3]).copy()), choose(*a))[1]
-    )
+
+    def noting(seed, epoch, rows, losses, *settings):
+        chosen.append(np.asarray(losses).copy())
+        return choose(seed, epoch, rows, losses, *settings)
+
+    monkeypatch.setattr(input_pipeline, "_hard_epoch_order", noting)
     job = make_job("mlp", batch_size=240, selection={"easy": 0.3, "after_epochs": 1}, variant="float32")
     system = fmbench_itself.FmbenchItself(protocol.Job(**job))
     system.compile()
