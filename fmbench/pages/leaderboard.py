@@ -19,7 +19,7 @@ from fmbench.data import fashion_mnist, proof
 from fmbench.errors import UserError
 from fmbench.pages import generated
 from fmbench.records import plausibility, store
-from fmbench.records.schema import TARGETS, RunRecord
+from fmbench.records.schema import TARGETS, RunRecord, what_differs
 from fmbench.records.statistics import mean_and_std, median_with_misses, shared_ranks
 
 README_MARKS = ("<!-- leaderboard: begin -->", "<!-- leaderboard: end -->")
@@ -177,7 +177,9 @@ def _by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list[dict[P
     conditions = {}
     for condition, group in sorted(_group(counted, condition_of).items()):
         _check_same_data(group)
-        conditions[condition] = list(_group(group, lambda record: record.entry).values())
+        conditions[condition] = list(
+            _group(group, lambda record: (record.entry, record.environment.software)).values()
+        )
         for runs in conditions[condition]:
             _check_same_config(runs)
     return conditions
@@ -273,6 +275,8 @@ def _markdown_table(rows: list[Row], prefix: str) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     if any(r.environment.git_dirty is not False for row in rows for r in row.runs):
         lines += ["", "\\* Trained from code that is not exactly a commit."]
+    if mixed := [f"{row.runs[0].entry}: {mix}" for row in rows if (mix := what_differs(row.runs))]:
+        lines += ["", f"Seeds of one row that differ: {'. '.join(mixed)}."]
     return "\n".join(lines)
 
 

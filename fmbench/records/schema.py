@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -85,14 +86,14 @@ class Environment(_Strict):
         """The machine in a file name: its given name or processor and cores, and of what else is known a hash."""
         processor = re.sub(r"\((r|tm)\)|\bprocessor\b|\bcpu\b", " ", self.cpu.lower())
         slug = self.machine or f"{_slug(processor)}-{self.cpu_cores}c"
-        if self.cpu_stepping is None and self.instruction_sets is None and self.machine is None:
-            return slug  # a record from before
+        if re.fullmatch(rf"{re.escape(self.cpu)} \(\d+ cores?\)", self.machine_title):
+            return slug  # a record from before more was asked
         return f"{slug}-{hashlib.sha256(self.machine_title.encode()).hexdigest()[:4]}"
 
     @property
-    def software(self) -> dict[str, str]:
-        """Versions of what computes, which the runs of a row share."""
-        return {name: self.versions[name] for name in COMPUTING if name in self.versions}
+    def software(self) -> tuple[str, ...]:
+        """Versions of what computes, which the runs of a row share: 'jax 0.12.0'."""
+        return tuple(f"{name} {self.versions[name]}" for name in COMPUTING if name in self.versions)
 
 
 class Epoch(_Strict):
@@ -200,7 +201,7 @@ class RunRecord(_Strict):
 
     history: list[Epoch]
     stages: list[StageResult] = []  # those that were finished
-    calibration: Calibration | None = None  # None in records from before, and where the run was not completed
+    calibration: Calibration | None = None  # None in records from before and where it was not measured
     environment: Environment
     val_predictions_sha256: str | None = None  # of a fold, in the order of its rows
 
@@ -241,6 +242,16 @@ class RunRecord(_Strict):
         name += f"-with{self.trained_with}" if self.trained_with else ""
         has_suffix = self.data_version == proof.OLD or proof.is_unproven(self.data_version)
         return f"{name}-{self.data_version}" if has_suffix else name
+
+
+def what_differs(runs: Sequence[RunRecord]) -> str:
+    """What the runs of one row do not share of code and libraries: 'commits 1ee253f, 755e268; numpy 2.4, 2.5'."""
+    commits = {(run.environment.git_commit or "unknown")[:7] for run in runs}
+    parts = [f"commits {', '.join(sorted(commits))}"] if len(commits) > 1 else []
+    for name in sorted({name for run in runs for name in run.environment.versions}):
+        versions = {run.environment.versions.get(name, "none") for run in runs}
+        parts += [f"{name} {', '.join(sorted(versions))}"] if len(versions) > 1 else []
+    return "; ".join(parts)
 
 
 def record_name(entry: str, environment: Environment, dtype: str, seed: int) -> str:

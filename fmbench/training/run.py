@@ -210,9 +210,13 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest, stop_after: int)
 
 
 def _calibrate(records: list[RunRecord], lanes: list[Lane]) -> None:
-    """Adds what the machine reaches to the records of completed runs, when all clocks have stopped."""
+    """Adds what the machine reaches to the records of completed runs, when all clocks have stopped.
+
+    The seconds that it takes are spared where there is nothing to compare: on the sample.
+    """
     for record, lane in zip(records, lanes, strict=True):
-        if record.status == "completed" and (measured := calibration.measure_beside_a_run()):
+        counts = record.status == "completed" and record.data_version != "sample"
+        if counts and (measured := calibration.measure_beside_a_run()):
             changed = record.model_copy(update={"calibration": Calibration(**measured._asdict())})
             store.write(changed, None, lane.directory / "record")
 

@@ -106,6 +106,7 @@ def test_eight_devices(run_main, tmp_path, mode):
         ((*QUICK, "--config.batch_size=481"), "config.batch_size is 481, but the train set has only 480"),
         ((*QUICK, "--config.model.name=lenet"), "config.model.name is 'lenet'; it must be one of "),
         ((*QUICK, "--config.data.dir=/nowhere"), "/nowhere"),
+        ((*QUICK, "--machine=a/b"), "the machine's name, by --machine or FMBENCH_MACHINE, is 'a/b'"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

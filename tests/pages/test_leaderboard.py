@@ -364,6 +364,16 @@ def test_even_a_tested_run_is_not_ranked_unless_completed(results_dir, run):
     assert csv_rows(results_dir) == []
 
 
+def test_seeds_with_different_libraries_make_two_rows_and_those_of_different_commits_say_so(run, results_dir):
+    for seed, versions in enumerate(("0.10.0", "0.10.0", "0.11.0")):
+        environment = {"versions": {"jax": versions}, "git_commit": f"{seed}" * 40}
+        publish(make_record(seed=seed, environment=environment), results_dir)
+    assert run()[0] == 0
+    text = (results_dir / "leaderboard.md").read_text()
+    assert [n for n in ("(1)", "(2)", "(3)") if f"90.00 {n}" in text or f"0.00 {n}" in text] == ["(1)", "(2)"]
+    assert "Seeds of one row that differ: mlp: commits 0000000, 1111111.\n" in text
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

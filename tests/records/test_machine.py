@@ -91,6 +91,11 @@ def test_of_old_records_no_more_is_in_the_name_than_was_recorded(cpu, slug):
     assert environment(cpu=cpu).machine_slug == slug
 
 
+@pytest.mark.parametrize("known", [{field: value} for field, value in EPYC.items() if field != "cpu"], ids=str)
+def test_what_little_is_known_tells_machines_apart(known):
+    assert environment(**known).machine_slug != environment().machine_slug
+
+
 def test_a_machine_that_is_named_has_its_name_and_a_hash():
     named = environment(**EPYC, machine="lab7")
     assert named.machine_slug.startswith("lab7-")
@@ -141,7 +146,16 @@ def test_a_machines_name_fits_a_files(name, monkeypatch):
 
 def test_the_software_of_a_row():
     versions = {"jax": "0.12.0", "numpy": "2.5", "onednn-cpu-gomp": "2023.2.0"}
-    assert environment(versions=versions).software == {"jax": "0.12.0", "onednn-cpu-gomp": "2023.2.0"}
+    assert environment(versions=versions).software == ("jax 0.12.0", "onednn-cpu-gomp 2023.2.0")
+
+
+def test_what_the_seeds_of_a_row_do_not_share_is_told():
+    def made(seed, commit, **versions):
+        return make_record(seed=seed, environment={"git_commit": commit, "versions": {"jax": "0.12"} | versions})
+
+    assert schema.what_differs([made(0, "a" * 40), made(1, "a" * 40)]) == ""
+    runs = [made(0, "c" * 40, numpy="2.5"), made(1, "a" * 40, numpy="2.4"), made(2, None)]
+    assert schema.what_differs(runs) == "commits aaaaaaa, ccccccc, unknown; numpy 2.4, 2.5, none"
 
 
 # Control groups.

@@ -68,7 +68,8 @@ def run(tmp_path, results_dir, monkeypatch, capsys):
     monkeypatch.setattr(race, "PAUSE", 0.0)
     monkeypatch.setenv("FMBENCH_CACHE", str(cache))
     monkeypatch.setenv("FAKE_WORKERS_LOG", str(tmp_path / "log"))
-    monkeypatch.delenv("FMBENCH_PEERS_DIR", raising=False)
+    for name in ("FMBENCH_PEERS_DIR", "OMP_WAIT_POLICY", "XLA_FLAGS"):  # the suite may have set the second
+        monkeypatch.delenv(name, raising=False)
 
     def run(
         *arguments: str, misbehaving: dict[str, tuple[str, str]] | None = None, platform: str = "cpu"

@@ -17,6 +17,7 @@ from flax import nnx
 from fmbench import config
 from fmbench.data import fashion_mnist
 from fmbench.models import MODELS, split_model
+from fmbench.training import input_pipeline
 from fmbench.training.input_pipeline import normalize
 from fmbench.training.optimizer import make_optimizer
 from fmbench.training.steps import count
@@ -433,6 +434,27 @@ def test_fmbench_does_the_step_of_the_job_and_not_the_configs(make_job, model):
     assert {name: run_config[name] for name in fields} == fields
     assert run_config.selection.easy == 0.3
     assert {name: x for name, x in config.stages(run_config)[0].augment.items() if x} == {"flip": True}
+
+
+def test_fmbenchs_own_step_pays_for_its_choice_of_examples(make_job, monkeypatch):
+    chosen = []
+    choose = input_pipeline._hard_epoch_order
+
+    def noting(seed, epoch, rows, losses, *settings):
+        chosen.append(np.asarray(losses).copy())
+        return choose(seed, epoch, rows, losses, *settings)
+
+    monkeypatch.setattr(input_pipeline, "_hard_epoch_order", noting)
+    job = make_job("mlp", batch_size=240, selection={"easy": 0.3, "after_epochs": 1}, variant="float32")
+    system = fmbench_itself.FmbenchItself(protocol.Job(**job))
+    system.compile()
+    assert len(chosen) == 1  # compiled off the clock
+    steps_per_epoch = system.data.steps_per_epoch
+    for _ in range(steps_per_epoch + 1):
+        system.wait(system.train_step()[1])
+    assert len(chosen) == 2
+    assert np.isinf(chosen[0]).all()  # of no example seen
+    assert np.isfinite(chosen[1]).sum() == steps_per_epoch * 240
 
 
 @pytest.mark.parametrize(

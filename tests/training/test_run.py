@@ -1,6 +1,7 @@
 """The run from within: early stopping, the clock, the watched split."""
 
 import argparse
+import dataclasses
 import itertools
 import json
 import time
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fmbench import config as config_lib
+from fmbench.data import fashion_mnist
 from fmbench.records import schema
 from fmbench.system import calibration, load
 from fmbench.system.timing import Lap
@@ -97,6 +99,10 @@ def test_a_completed_record_says_what_the_machine_reaches_and_no_clock_runs_mean
     make_config, tmp_path, monkeypatch
 ):
     measured = calibration.Calibration({"float32": 1.0, "bfloat16": 2.0}, 3.0)
+    sample = fashion_mnist.load("sample")
+    config = make_config("configs/mlp.py", batch_size=240, num_epochs=1)
+    assert run(config, tmp_path / "sample").calibration is None
+    monkeypatch.setattr(fashion_mnist, "load", lambda *_: dataclasses.replace(sample, version="2017-08-31"))
 
     def slowly():
         time.sleep(1)
@@ -104,12 +110,11 @@ def test_a_completed_record_says_what_the_machine_reaches_and_no_clock_runs_mean
 
     monkeypatch.setattr(calibration, "measure_beside_a_run", slowly)
     began = time.perf_counter()
-    record = run(make_config("configs/mlp.py", batch_size=240, num_epochs=1), tmp_path)
+    record = run(config, tmp_path)
     took = time.perf_counter() - began
     assert record.calibration == schema.Calibration(**measured._asdict())
     assert record.wall_seconds < took - 1
     monkeypatch.setattr(calibration, "measure_beside_a_run", lambda: None)  # too little memory
-    config = make_config("configs/mlp.py", batch_size=240, num_epochs=1, seed=1)
     assert run(config, tmp_path / "other").calibration is None
 
 
