@@ -171,9 +171,9 @@ def test_the_only_shared_condition_is_taken(results_dir, run):
 
 
 def test_predictions_that_are_not_the_records_are_refused(results_dir, run):
-    path = results_dir / "runs" / "good-cpu-float32-seed0.npy"
+    path = results_dir / "runs" / "good-cpu-abacus-9-2c-float32-seed0.npy"
     np.save(path, predictions_with(0))
-    assert "not the predictions of good-cpu-float32-seed0.json" in refused(run("good", "bad_one"))
+    assert "not the predictions of good-cpu-abacus-9-2c-float32-seed0.json" in refused(run("good", "bad_one"))
 
 
 def test_a_results_dir_that_is_none_is_refused(results_dir, run):

@@ -374,7 +374,10 @@ def test_scores_follow_from_the_predictions_of_the_held_out_images(run, results_
     paths[2].write_text(json.dumps(record))
     np.save(paths[2].with_suffix(".validation.npy"), np.zeros(20, np.uint8))
     code, _, err = run("--check", f"--results_dir={results_dir}")
-    assert (code, "not the predictions of baseline+fold=3of5-cpu-float32-seed0.json" in err) == (2, True)
+    assert (code, "not the predictions of baseline+fold=3of5-cpu-abacus-9-2c-float32-seed0.json" in err) == (
+        2,
+        True,
+    )
     paths[2].with_suffix(".validation.npy").unlink()
     assert "cannot read the predictions" in run("--check", f"--results_dir={results_dir}")[2]
 

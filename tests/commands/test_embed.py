@@ -240,13 +240,13 @@ def test_features_of_a_run_are_embedded(sample, model, monkeypatch, tmp_path, ca
     monkeypatch.setattr(exported, "load_model", lambda workdir: (model, {"normalization": "symmetric"}))
     monkeypatch.setattr(embedding, "t_sne", t_sne)
     arguments = ("--model=w", "--split=train", "--num_images=10", f"--output={tmp_path}", "--format=svg")
-    path = tmp_path / "tsne-cnn2-cpu-float32-seed0-dense1.svg"
+    path = tmp_path / "tsne-cnn2-cpu-abacus-9-2c-float32-seed0-dense1.svg"
     assert run_main(monkeypatch, capsys, *arguments, "--layer=dense1") == (0, f"{path}\n", "")
     np.testing.assert_allclose(
         given[0], inference.layer_features(model, sample.train_images[:10], "symmetric", "dense1"), atol=1e-5
     )
     ElementTree.parse(path)
-    path = tmp_path / "tsne-cnn2-cpu-float32-seed0-features.svg"
+    path = tmp_path / "tsne-cnn2-cpu-abacus-9-2c-float32-seed0-features.svg"
     assert run_main(monkeypatch, capsys, *arguments) == (0, f"{path}\n", "")
 
 

@@ -73,7 +73,12 @@ def hostile(tmp_path, monkeypatch):
         "speedrun-94",
         config={"config_file": f"javascript:{HOSTILE}"},
         config_file=f"javascript:{HOSTILE}",
-        environment={"device_kind": HOSTILE, "git_commit": HOSTILE, "versions": {"jax": HOSTILE, "CUDA": HOSTILE}},
+        environment={
+            "device_kind": HOSTILE,
+            "cpu": HOSTILE,
+            "git_commit": HOSTILE,
+            "versions": {"jax": HOSTILE, "CUDA": HOSTILE},
+        },
         model="=cmd()",
     )
     publish(record, tmp_path / "results")
@@ -92,7 +97,7 @@ def test_no_page_does_what_a_record_says(hostile):
     assert len(lines) == 3  # of the leaderboard, of the speed records, and of their part of the README
     for line in lines:
         assert line.endswith("|")
-        assert line.replace("\\|", "").count("|") in (9, 11, 16)
+        assert line.replace("\\|", "").count("|") in (10, 11, 18)
     (row,) = csv.DictReader(pages[hostile / "leaderboard.csv"].splitlines())
     assert row["model"] == "'=cmd()"
 
@@ -121,4 +126,4 @@ def test_an_entry_is_called_what_a_file_may_be(entry):
 def test_nothing_else_leads_a_records_name_astray(change):
     with pytest.raises(ValidationError, match="which names no file"):
         make_record("mlp", **change)
-    assert make_record("_mine.2+a=b-c").name == "_mine.2+a=b-c-cpu-float32-seed0"
+    assert make_record("_mine.2+a=b-c").name == "_mine.2+a=b-c-cpu-abacus-9-2c-float32-seed0"

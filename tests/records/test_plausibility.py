@@ -15,7 +15,7 @@ from fmbench.records.schema import RunRecord
 from fmbench.training.run import train_and_evaluate, train_seeds
 
 RESULTS = Path(__file__).parents[2] / "results"
-FORGED = RESULTS / "runs" / "speedrun-94-cpu-float32-seed0.json"
+FORGED = RESULTS / "runs" / "speedrun-94-cpu-amd-epyc-2c-float32-seed0.json"
 
 
 def changed(record: RunRecord, **changes) -> RunRecord:
@@ -85,7 +85,7 @@ def test_a_record_that_contradicts_itself_is_refused(forged, forge, said):
 
 
 def test_what_the_watched_split_gave_must_be_what_the_history_says(committed):
-    record = committed[RESULTS / "runs" / "cnn1-cpu-float32-seed0.json"]
+    record = committed[RESULTS / "runs" / "cnn1-cpu-intel-xeon-2c-float32-seed0.json"]
     assert "val_accuracy is 0.92, but that of the last epoch" in plausibility.contradiction(
         changed(record, val_accuracy=0.92)
     )
@@ -96,7 +96,7 @@ def test_what_the_watched_split_gave_must_be_what_the_history_says(committed):
 
 
 def test_typed_in_scores_of_a_fold_are_refused():
-    path = RESULTS / "cross_validation" / "runs" / "baseline+fold=1of5-cpu-float32-seed0.json"
+    path = RESULTS / "cross_validation" / "runs" / "baseline+fold=1of5-cpu-intel-xeon-2c-float32-seed0.json"
     record = store.read(path)
     history = record.model_dump()["history"]
     history[-1]["val_accuracy"] = 0.999
@@ -147,8 +147,9 @@ def draw_wrong(num_nets: int, *, rate: float = 0.06, own: float = 0.4, seed: int
 @pytest.fixture
 def honest(committed) -> tuple[dict[Path, RunRecord], dict[Path, np.ndarray]]:
     """Three seeds of speedrun-94 and one run each of five other entries, with drawn errors."""
-    stems = [f"speedrun-94-cpu-float32-seed{seed}" for seed in range(3)]
-    stems += [f"{entry}-cpu-float32-seed0" for entry in ("cnn1", "cnn2", "mlp", "speedrun-93", "baseline")]
+    stems = [f"speedrun-94-cpu-amd-epyc-2c-float32-seed{seed}" for seed in range(3)]
+    stems += [f"{entry}-cpu-intel-xeon-2c-float32-seed0" for entry in ("cnn1", "cnn2", "mlp", "baseline")]
+    stems.append("speedrun-93-cpu-amd-epyc-2c-float32-seed0")
     records = {path: committed[path] for path in (RESULTS / "runs" / f"{stem}.json" for stem in stems)}
     return records, dict(zip(records, draw_wrong(len(records)), strict=True))
 
@@ -177,10 +178,10 @@ def test_shared_errors_are_those_beyond_chance():
     [
         (lambda wrong: np.zeros(10_000, bool), "it makes no error on 10,000 images"),
         (lambda wrong: np.arange(10_000) % 25 == 0, "of its errors with other entries, trained nets 0.57 to 0.70"),
-        (lambda wrong: wrong[1], "it shares 1.00 of its errors with speedrun-94-cpu-float32-seed1"),
+        (lambda wrong: wrong[1], "it shares 1.00 of its errors with speedrun-94-cpu-amd-epyc-2c-float32-seed1"),
         (
             lambda wrong: wrong[1] & (np.arange(10_000) % 10 != 0),
-            "it shares 1.00 of its errors with speedrun-94-cpu-float32-seed1",
+            "it shares 1.00 of its errors with speedrun-94-cpu-amd-epyc-2c-float32-seed1",
         ),
         (lambda wrong: wrong.mean(axis=0) > 0.6, "of its errors with other entries, trained nets"),
     ],
@@ -196,7 +197,7 @@ def test_forged_predictions_are_marked(honest, forge, said):
 
 def test_the_same_net_in_another_dtype_may_agree(honest, committed):
     records, wrong = honest
-    twin = RESULTS / "runs" / "speedrun-94-cpu-bfloat16-seed0.json"
+    twin = RESULTS / "runs" / "speedrun-94-cpu-amd-epyc-2c-bfloat16-seed0.json"
     records[twin] = committed[twin]
     wrong[twin] = wrong[FORGED]
     assert plausibility.marks(records, wrong) == {}
@@ -232,7 +233,7 @@ def with_seconds(record: RunRecord, seconds: float) -> RunRecord:
 @pytest.mark.parametrize("flops", [None, 1.0], ids=["its FLOPs", "no FLOPs"])
 def test_a_time_that_no_processor_takes_is_marked(honest, committed, flops):
     records, wrong = honest
-    path = RESULTS / "runs" / ("mlp-cpu-float32-seed0.json" if flops else FORGED.name)
+    path = RESULTS / "runs" / ("mlp-cpu-intel-xeon-2c-float32-seed0.json" if flops else FORGED.name)
     records[path] = with_seconds(records[path], 0.5 if flops else 1.0)
     if flops:  # which a forger may claim, but not fewer than the weights ask for
         records[path] = changed(records[path], flops_per_image=flops)
@@ -264,7 +265,10 @@ def test_a_copied_history_is_marked(honest, kept):
     one, other = (records[path] for path in list(records)[:2])
     config = one.config | {"early_stopping_patience": 0}
     records[FORGED] = changed(one, config=config, history=other.model_dump()["history"][:kept])
-    assert "its losses are those of speedrun-94-cpu-float32-seed1" in plausibility.marks(records, wrong)[FORGED]
+    assert (
+        "its losses are those of speedrun-94-cpu-amd-epyc-2c-float32-seed1"
+        in plausibility.marks(records, wrong)[FORGED]
+    )
 
 
 # On the page, with the true labels.
