@@ -49,6 +49,7 @@ SUITE = (
     Entry("speedrun:94", 10, 10, BFLOAT16),
     Entry("speedrun:95", 5, 11, BFLOAT16),
     Entry("speedrun:93", 5, 10, BFLOAT16),
+    Entry("speedrun:94-gpu", 10, 10, BFLOAT16),
     Entry("vgg_like", 3, 20),
     Entry("mlp", 3, 16),
     Entry("cnn1", 3, 14),

@@ -94,7 +94,7 @@ def test_eight_devices(run_main, tmp_path, mode):
         (("--config=configs/mlp.py", "--config.num_epoch=3"), "no field 'num_epoch'; the nearest are num_epochs"),
         (("--config=mlp", "--config.seed=x"), "config.seed is 'x'; it must be a whole number."),
         (("--config=mpl",), "no config 'mpl'; the nearest is mlp."),
-        (("--config=speedrun:97",), "there is no argument '97'; there are 93, 94, 95, 96"),
+        (("--config=speedrun:97",), "there is no argument '97'; there are 93, 94, 95, 94-gpu, 96"),
         (("--config=mlp", "--reslts_dir=x"), "there is no flag --reslts_dir; the nearest are --results_dir"),
         (("--config=mlp", "extra"), "unexpected argument 'extra'"),
         (("--config=mlp", "--seeds=0,x"), "'0,x' is no list of seeds like 0,1,2"),

@@ -151,8 +151,8 @@ def test_what_was_tried_before_is_counted_and_named():
     assert counts == {"speedrun-93": "0", "speedrun-94": "2", "speedrun-94+batch_size=9": "-", "speedrun-95": "3"}
     named = [line for line in text.splitlines() if line.startswith("- speedrun-9")]
     assert named[0] == "- speedrun-93: 0."
-    assert named[2].startswith("- speedrun-95: 3: a net twice as wide")
-    assert named[2].count(";") == 2
+    assert named[3].startswith("- speedrun-95: 3: a net twice as wide")
+    assert named[3].count(";") == 2
 
 
 def test_lines_stand_by_target_and_core_seconds_and_misses_stay():

@@ -141,7 +141,7 @@ def test_the_predicted_cost_of_the_speed_record_for_accelerators():
     "spec", ["tiny.py", "tiny.py:10k", "wide_resnet.py", "wide_resnet.py:28", "mlp.py:worst", "speedrun.py:97"]
 )
 def test_unknown_arguments_are_refused(make_config, spec):
-    with pytest.raises(Exception, match=r"there (are|is) (100k|16-4|best|93, 94, 95, 96)"):
+    with pytest.raises(Exception, match=r"there (are|is) (100k|16-4|best|93, 94, 95, 94-gpu, 96)"):
         make_config(f"configs/{spec}")
 
 
