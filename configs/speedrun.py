@@ -19,9 +19,9 @@ first epochs most of the half of the images with the lowest losses is left out, 
 60,000 train images. For 95 % the net is twice as wide, and parts of the images are erased.
 
 94-gpu: fewer and larger steps, for accelerators: batches of 1,024, the net of 95 % with a stem twice as wide, 5
-epochs, 290 steps where 94 has 702. 95.09 % on held-out images (one seed; 94 needs some 94.54 there). Expected time:
-predicted, 0.3 s of training on an H100 at a third of its roofline, where 94 has 0.2 s and the starts of 2.4 times as
-many steps.
+epochs, 290 steps where 94 has 702. 95.09 % on held-out images (one seed; 94 needs some 94.54 there). Expected
+time: predicted, 0.3 s of training on an H100 at a third of its roofline, where 94 has 0.2 s and the starts of 2.4
+times as many steps.
 
 96: the recipe of configs/shake_shake.py:26-2x96d, the cheapest of those known to be published above 96 % on these
 data that we can follow: 96.15 and 96.28 % after the last epoch, one run each. That ours gets there is not shown.
