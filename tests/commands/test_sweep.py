@@ -168,7 +168,7 @@ def test_commas_in_parentheses_split_no_values(little):
 def test_records_go_to_a_folder_of_the_entrys_name(run, fake_main):
     assert run("--grid=batch_size=40", "--config.label_smoothing=0.1", config="tests_little.py:2")[0] == 0
     (record,) = Path("sweeps/tests_little-2+label_smoothing=0.1/runs").glob("*.json")
-    assert record.stem == "tests_little-2+batch_size=40+label_smoothing=0.1-cpu-float32-seed0"
+    assert record.stem == "tests_little-2+batch_size=40+label_smoothing=0.1-cpu-abacus-9-2c-float32-seed0"
 
 
 @pytest.mark.parametrize(
