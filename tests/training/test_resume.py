@@ -42,7 +42,7 @@ def published(path):
 
 
 def outcome(path):
-    """All that must not depend on interruptions: parameters, predictions, and the history but for times and load."""
+    """What must not depend on interruptions: parameters, predictions, and the history but for times and load."""
     model, _ = exported.load_model(path / "work")
     record = store.read(path / "work" / "record.json")
     history = [
