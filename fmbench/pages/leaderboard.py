@@ -19,6 +19,7 @@ from fmbench.data import fashion_mnist, proof
 from fmbench.errors import UserError
 from fmbench.pages import generated
 from fmbench.records import plausibility, store
+from fmbench.records.load import is_busy
 from fmbench.records.schema import TARGETS, RunRecord, what_differs
 from fmbench.records.statistics import mean_and_std, median_with_misses, shared_ranks
 
@@ -30,11 +31,12 @@ Rows share a rank if a test in which seeds and test images are both chance canno
 0.05 after Holm's correction over all pairs of the table). A row of one seed has no rank: how much its recipe
 varies is not known, and its place shows only where that one net came. `python -m fmbench.compare A B` shows
 difference, interval and p of two entries. Times are medians over seeds: training steps only; core-seconds are
-processor time, which a busy machine stretches too, though less than seconds. Time to a target is training time
-until the watched split first reached it at the end of an epoch; "miss" says that it never did, "-" that nothing
-was watched. Compile time is a cold compile's, or "cached". Transfer entries show parameters and times of the
-trained head alone, without the frozen net's. Where n seeds were trained at once, in one program, times are those
-of all n together, images per second those of one.
+processor time, which a busy machine stretches, too: "busy" marks rows of whose runs one shared its machine, by the
+load or by epochs of equal work whose core-seconds differ by a fifth. Time to a target is training time until the
+watched split first reached it at the end of an epoch; "miss" says that it never did, "-" that nothing was watched.
+Compile time is a cold compile's, or "cached". Transfer entries show parameters and times of the trained head
+alone, without the frozen net's. Where n seeds were trained at once, in one program, times are those of all n
+together, images per second those of one.
 """
 
 OTHER_DATA_PAGE = "other_data.md"
@@ -267,7 +269,7 @@ def _markdown_table(rows: list[Row], prefix: str) -> str:
             f"{_percent([run.test_accuracy for run in runs])} ({len(runs)})",
             _percent([run.val_accuracy for run in runs]),
             _median_text([run.train_seconds for run in runs]),
-            _median_text([run.train_core_seconds for run in runs]),
+            _median_text([run.train_core_seconds for run in runs]) + (" busy" if any(map(is_busy, runs)) else ""),
             _targets_text(runs),
             f"{statistics.median(run.train_images_per_sec or 0 for run in runs):,.0f}",
             compile_text(runs),
