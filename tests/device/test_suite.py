@@ -138,9 +138,8 @@ def start(results_dir: Path, *flags: str) -> subprocess.Popen:
 def test_killed_it_goes_on_where_it_was_and_keeps_what_was_finished(tmp_path):
     flags = ("mlp", "--minutes=3", "--config.num_epochs=60")
     process = start(tmp_path, *flags)
-    second = "mlp+batch_size=40+data.source=sample+num_epochs=60-cpu-float32-seed1"
-    checkpoints = tmp_path / "unfinished" / second / "checkpoints"
-    while process.poll() is None and not any(path.name.isdigit() for path in checkpoints.glob("*")):
+    second = "unfinished/mlp+batch_size=40+data.source=sample+num_epochs=60-cpu-*-float32-seed1/checkpoints/*"
+    while process.poll() is None and not any(path.name.isdigit() for path in tmp_path.glob(second)):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
