@@ -32,10 +32,8 @@ NETS = ("speedrun:94", "cnn4")  # with all kinds of layers there are
 PROGRAMS = {"speedrun:94": "bfloat16", "vgg_like": "float32", "resnet:20": "bfloat16"}  # as the suite runs them
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 COMPILED_SOON = {"xla_backend_optimization_level": 0}  # for the CPU, which is not timed
-BATCH_SIZE, NUM_STEPS = (
-    48,
-    3,
-)  # a step more, and at speed records' rates rounding errors are a thousand times larger
+# A fourth step, and at a speed record's rate rounding errors are a thousand times larger.
+BATCH_SIZE, NUM_STEPS = 48, 3
 
 
 class Finding(NamedTuple):
