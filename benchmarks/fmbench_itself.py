@@ -107,7 +107,7 @@ class FmbenchItself:
         return 2 * state_bytes + matrix_traffic(gradient(state.params, state.model_state, images).jaxpr)
 
     def compile(self) -> float:
-        steps_per_call = steps.choose_steps_per_call(self.config, self.data.steps_per_epoch)
+        steps_per_call = steps.choose_steps_per_call(self.config, self.data.whole_batches)
         if self.config.steps_per_call > self.data.steps_per_epoch:  # what no run does, yet
             steps_per_call = self.config.steps_per_call
         (self.train_programs, *_), self.eval_programs = steps.compile_programs(

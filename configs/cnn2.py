@@ -20,5 +20,6 @@ def get_config() -> config_dict.ConfigDict:
     config.data.split = "train_test_split"
     config.data.test_size = 0.2
     config.data.random_state = 12345
-    config.optimizer.eps = 1e-7  # Keras's
+    config.data.remainder = "keep"  # as Keras does
+    config.optimizer.eps = 1e-7  # Keras's value; Keras adds it before the bias correction, optax after
     return config

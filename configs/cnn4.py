@@ -20,7 +20,8 @@ def get_config() -> config_dict.ConfigDict:
     config.data.split = "train_test_split"
     config.data.test_size = 0.2
     config.data.random_state = 13
-    config.optimizer.eps = 1e-7  # Keras's
+    config.data.remainder = "keep"  # as Keras does
+    config.optimizer.eps = 1e-7  # Keras's value; Keras adds it before the bias correction, optax after
 
     config.num_epochs = 60
     config.stages.stage1 = stage(num_epochs=10)

@@ -47,5 +47,5 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         config.model.name = "mlp"
         config.batch_size = 1000
         config.data.normalization = "symmetric"
-        config.optimizer.eps = 1e-7  # Keras's
+        config.optimizer.eps = 1e-7  # Keras's value; Keras adds it before the bias correction, optax after
     return config

@@ -34,5 +34,5 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.data.test_size = 0.2
     config.data.random_state = 13
     config.data.normalization = "none"  # the features are taken as they are
-    config.optimizer.eps = 1e-7  # Keras's
+    config.optimizer.eps = 1e-7  # Keras's value; Keras adds it before the bias correction, optax after
     return config

@@ -21,5 +21,5 @@ def get_config() -> config_dict.ConfigDict:
     config.watch = "test"
     config.data.split = "all"
     config.data.normalization = "symmetric"
-    config.optimizer.eps = 1e-7  # Keras's
+    config.optimizer.eps = 1e-7  # Keras's value; Keras adds it before the bias correction, optax after
     return config

@@ -24,6 +24,8 @@ from fmbench.errors import UserError
 from fmbench.pages import throughput
 from fmbench.records import store
 from fmbench.system import command_line
+from fmbench.system.peers import PEERS, say
+from fmbench.system.peers import check as check_peers
 from fmbench.throughput import arms, measure
 from fmbench.throughput.measurements import (
     Overheads,
@@ -34,14 +36,10 @@ from fmbench.throughput.measurements import (
 )
 from fmbench.throughput.overheads import measure_overheads
 from fmbench.throughput.workers import (
-    BENCHMARKS,
     DTYPES,
-    PEERS,
     TIMEOUT,
     choose_systems,
-    interpreter,
     left_out,
-    say,
 )
 
 # One entry for each net of which some peer does the whole training step.
@@ -134,8 +132,6 @@ def _render(results_dir: Path, *, check: bool) -> int:
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
-    if not BENCHMARKS.is_dir():
-        raise UserError("measuring takes the benchmarks/ of fmbench's repository; clone it and measure there.")
     for flag, allowed in {"peers": PEERS, "dtype": DTYPES, "sections": SECTIONS}.items():
         for value in getattr(arguments, flag):
             if value not in allowed:
@@ -149,13 +145,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise UserError(f"--seconds={arguments.seconds}: choose more than 0 and less than {TIMEOUT / 2:.0f}.")
     if arguments.json and set(arguments.sections) - {"models"}:
         raise UserError("--json prints the section models only; drop --sections, or --json.")
-    for peer in arguments.peers:
-        python = interpreter(peer)
-        if not python.exists():
-            raise UserError(
-                f"{peer} has no environment at {python}; run benchmarks/setup_peers.sh {peer}, or name an "
-                f"interpreter that has it in FMBENCH_{peer.upper()}_PYTHON."
-            )
+    check_peers(arguments.peers, "measuring")
 
 
 def _measure(arguments: argparse.Namespace) -> None:

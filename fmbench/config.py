@@ -52,6 +52,7 @@ def base_config() -> config_dict.ConfigDict:
     config.data.random_state = 0  # of train_test_split and of scikit-learn's KFold
     config.data.num_folds = 5  # of KFold
     config.data.fold = 0  # the fold that validates
+    config.data.remainder = "drop"  # what fills no batch; keep: an epoch ends with a smaller step on it
     config.data.normalization = "unit"  # unit: [0, 1]; symmetric: [-1, 1]; standard: mean 0, std 1; none: features
 
     config.features = config_dict.ConfigDict()  # the images as a frozen net sees them
@@ -265,6 +266,7 @@ def check(config: config_dict.ConfigDict) -> None:
         "watch": ("validation", "test", "none"),
         "data.source": ("tfds", "csv", "idx", "sample"),
         "data.split": ("default", "train_test_split", "kfold", "all"),
+        "data.remainder": ("drop", "keep"),
         "data.normalization": ("unit", "symmetric", "standard", "none"),
         "features.backbone": ("", "efficientnet_lite0", "vgg19"),
         "features.preprocessing": ("imagenet", "rescaled_twice"),

@@ -187,7 +187,7 @@ class Trial:
         graphdef, self.state = steps.init_state(
             config, tx, mesh, self.data.seed, len(self.data.train_rows["label"])
         )
-        steps_per_call = steps.choose_steps_per_call(config, self.data.steps_per_epoch)
+        steps_per_call = steps.choose_steps_per_call(config, self.data.whole_batches)
         (programs, *_), _ = steps.compile_programs(
             config, mesh, self.data, graphdef, tx, self.state, steps_per_call, compiler_options
         )

@@ -20,13 +20,13 @@ TARGETS = ("90", "92", "94")  # percent; the keys of time_to_target
 COMPUTING = ("jax", "jaxlib", "flax", "optax", "onednn-cpu-gomp", "CUDA", "cuDNN")
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """No unknown fields, no silent conversion, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-class Accelerator(_Strict):
+class Accelerator(Strict):
     """A GPU or TPU at the end of a run, under load a moment before. What nobody tells is None."""
 
     kind: str  # as JAX calls it, and a slice of a GPU (MIG) always with its profile
@@ -41,7 +41,7 @@ class Accelerator(_Strict):
     power_limit_watts: float | None = None
 
 
-class Environment(_Strict):
+class Environment(Strict):
     """Where the numbers come from."""
 
     device_platform: str  # cpu, gpu, tpu
@@ -96,7 +96,7 @@ class Environment(_Strict):
         return tuple(f"{name} {self.versions[name]}" for name in COMPUTING if name in self.versions)
 
 
-class Epoch(_Strict):
+class Epoch(Strict):
     """One epoch of the history. `train_*` is the mean over the epoch's steps, dropout and all."""
 
     epoch: Count  # 1 for the first
@@ -119,14 +119,14 @@ class Epoch(_Strict):
     test_accuracy: Fraction | None = None
 
 
-class Calibration(_Strict):
+class Calibration(Strict):
     """What the machine reaches, by which costs on unlike machines can be compared; see `system.calibration`."""
 
     matmul_flops_per_sec: dict[str, Annotated[float, Field(gt=0)]]  # by dtype
     memory_bytes_per_sec: Annotated[float, Field(gt=0)]
 
 
-class StageResult(_Strict):
+class StageResult(Strict):
     """A stage of the run, and the state at its end."""
 
     name: str
@@ -139,7 +139,7 @@ class StageResult(_Strict):
     test_accuracy: Fraction
 
 
-class RunRecord(_Strict):
+class RunRecord(Strict):
     """A run's record; keys are the field's terms, seconds are wall seconds, fractions lie in [0, 1]."""
 
     schema_version: Literal[1, 2]  # 2 has the machine in its file's name

@@ -94,17 +94,18 @@ def read_predictions(record: RunRecord, path: Path) -> np.ndarray:
     Raises:
         UserError: If the file is missing, broken or another run's.
     """
-    return _read_classes(path, record.num_test, record.predictions_sha256)
+    return read_classes(path, (record.num_test,), record.predictions_sha256)
 
 
 def read_val_predictions(record: RunRecord, path: Path) -> np.ndarray:
     """As `read_predictions`, of a fold's held-out images: uint8 (num_validation,)."""
-    return _read_classes(path, record.num_validation, record.val_predictions_sha256)
+    return read_classes(path, (record.num_validation,), record.val_predictions_sha256)
 
 
-def _read_classes(path: Path, number: int, sha256: str | None) -> np.ndarray:
+def read_classes(path: Path, shape: tuple[int, ...], sha256: str | None) -> np.ndarray:
+    """Reads predicted classes, uint8 of this shape, with this hash; raises as `read_predictions`."""
     predictions = _read_array(path, "the predictions")
-    is_array_of_classes = predictions.dtype == np.uint8 and predictions.shape == (number,)
+    is_array_of_classes = predictions.dtype == np.uint8 and predictions.shape == shape
     if not is_array_of_classes or predictions_sha256(predictions) != sha256:
         name = path.name.removesuffix(".npy").removesuffix(".validation")
         raise UserError(f"{path}: not the predictions of {name}.json; run the entry again.")

@@ -81,7 +81,7 @@ def _needed_bytes(config: config_dict.ConfigDict, seeds: Sequence[int]) -> int |
         data = input_pipeline.load(config, mesh, seeds)
         tx, _ = make_optimizer(config, data.steps_per_epoch)
         graphdef, state = steps.init_state(config, tx, mesh, data.seed, len(data.train_rows["label"]))
-        steps_per_call = steps.choose_steps_per_call(config, data.steps_per_epoch)
+        steps_per_call = steps.choose_steps_per_call(config, data.whole_batches)
         trainings, evaluations = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):

@@ -17,6 +17,7 @@ from fmbench.data import fashion_mnist
 from fmbench.records import machine
 from fmbench.records.schema import Environment
 from fmbench.system import calibration, runtime
+from fmbench.system.peers import say
 from fmbench.throughput.arms import choose_arms, environ_of
 from fmbench.throughput.measurements import (
     Conditions,
@@ -27,7 +28,7 @@ from fmbench.throughput.measurements import (
     better_ways,
 )
 from fmbench.throughput.race import Entrant, compare_nets, make_entrant, race, save_weights
-from fmbench.throughput.workers import System, choose_systems, fresh_caches, say
+from fmbench.throughput.workers import System, choose_systems, fresh_caches
 
 BATCH_SIZE_CONFIGS = ("cnn1", "mlp")
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048)

@@ -9,8 +9,9 @@ from pathlib import Path
 from fmbench import config
 from fmbench.errors import UserError
 from fmbench.records import store
+from fmbench.system.peers import last_line, say
 from fmbench.throughput.measurements import CompileCache, Run
-from fmbench.throughput.workers import fresh_caches, last_line, say
+from fmbench.throughput.workers import fresh_caches
 
 
 def measure_overheads(scratch: Path) -> list[Run]:

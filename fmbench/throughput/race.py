@@ -12,6 +12,7 @@ from ml_collections import config_dict
 from fmbench import config
 from fmbench.errors import UserError
 from fmbench.models import split_arguments
+from fmbench.system.peers import last_line, say
 from fmbench.throughput.measurements import Row
 from fmbench.throughput.workers import (
     Answer,
@@ -23,8 +24,6 @@ from fmbench.throughput.workers import (
     Work,
     Worker,
     WorkerError,
-    last_line,
-    say,
 )
 
 PAUSE = 0.25  # seconds between two workers: the threads of some libraries spin for a while after their work

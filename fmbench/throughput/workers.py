@@ -4,10 +4,8 @@ import contextlib
 import json
 import os
 import queue
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -18,10 +16,9 @@ from pydantic import BaseModel
 
 from fmbench import config
 from fmbench.system import files
+from fmbench.system.peers import BENCHMARKS, interpreter, last_line
 from fmbench.throughput.measurements import Dtype, WaitPolicy
 
-BENCHMARKS = config.REPOSITORY / "benchmarks"
-PEERS = ("torch", "keras")
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 # How OpenMP's threads wait for one another: as by default, which is to spin for a while, or asleep, which fmbench
 # chooses for itself. XLA has threads of its own, which sleep.
@@ -85,15 +82,6 @@ def choose_systems(peers: Sequence[str], dtypes: Sequence[Dtype], platform: str 
     return [yardstick] + [
         system for system in systems[1:] if system.dtype in dtypes and system.peer in ("", *peers)
     ]
-
-
-def interpreter(peer: str) -> Path:
-    """What FMBENCH_TORCH_PYTHON and its like name for a peer, or the interpreter that setup_peers.sh made."""
-    if not peer:
-        return Path(sys.executable)
-    if named := os.environ.get(f"FMBENCH_{peer.upper()}_PYTHON"):
-        return Path(shutil.which(named) or named)
-    return Path(os.environ.get("FMBENCH_PEERS_DIR") or BENCHMARKS).absolute() / f".venv-{peer}" / "bin" / "python"
 
 
 def fresh_caches(directory: Path) -> dict[str, str]:
@@ -227,14 +215,3 @@ class Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.stderr.close()
-
-
-def say(line: str) -> None:
-    """Tells whoever waits how far it is, on standard error."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def last_line(text: str) -> str:
-    """The last line that is not blank: what a process that failed said was wrong."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"

@@ -37,12 +37,21 @@ class Data:
     watched: Literal["validation", "test"] | None  # the split of eval_batches that is evaluated after each epoch
     version: str
     sha256: dict[str, str]
+    remainder: int = 0  # examples of an epoch's last, smaller step, where there is one
     selection: dict[str, Any] | None = None  # as `config.no_selection` has it
     class_names: tuple[str, ...] = fashion_mnist.CLASS_NAMES
 
     @property
-    def steps_per_epoch(self) -> int:
+    def whole_batches(self) -> int:
         return self.num_train // self.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.whole_batches + (self.remainder > 0)
+
+    @property
+    def images_per_epoch(self) -> int:
+        return self.whole_batches * self.batch_size + self.remainder
 
     def compile_orders(self, losses: jax.Array | None) -> None:
         """Orders an epoch of each kind, so that none compiles while training is timed; `losses` as below."""
@@ -51,13 +60,13 @@ class Data:
             self.epoch_order(epoch, losses).block_until_ready()
 
     def epoch_order(self, epoch: int, losses: jax.Array | None = None) -> jax.Array:
-        """The rows of an epoch in the order of their visit: int32 (steps_per_epoch * batch_size,).
+        """The rows of an epoch in the order of their visit: int32 (images_per_epoch,).
 
         Args:
             epoch: Counted from 0.
             losses: Of the train rows, (num_rows,), if there is a `selection`.
         """
-        size = self.steps_per_epoch * self.batch_size
+        size = self.images_per_epoch
         if losses is None or self.selection is None or epoch < self.selection["after_epochs"]:
             return _epoch_order(self.seed, np.int32(epoch), self.train_indices, size)
         easy, keep = self.selection["easy"], self.selection["keep"]
@@ -83,6 +92,12 @@ def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) 
     if config.batch_size > len(train):
         raise UserError(
             f"config.batch_size is {config.batch_size}, but the train set has only {len(train)} images."
+        )
+    remainder = len(train) % config.batch_size if config.data.remainder == "keep" else 0
+    if remainder % mesh.size:
+        raise UserError(
+            f"config.data.remainder=keep ends an epoch with a step on {remainder} images, which {mesh.size} "
+            "devices cannot share equally; take --config.data.remainder=drop."
         )
     train_images, test_images = dataset.train_images, dataset.test_images
     if config.features.backbone:
@@ -120,6 +135,7 @@ def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) 
         watched=watched,
         version=dataset.version,
         sha256=dataset.sha256,
+        remainder=remainder,
         selection=config.selection.to_dict(),
         class_names=dataset.class_names,
     )
@@ -169,8 +185,8 @@ def eval_calls(images: np.ndarray, labels: np.ndarray, batch_size: int, steps_pe
 
 @functools.partial(jax.jit, static_argnames="size")
 def _epoch_order(seed: jax.Array, epoch: jax.Array, train_indices: jax.Array, size: int) -> jax.Array:
-    # A fresh permutation every epoch, so that the examples of the partial batch that is cut off differ. It
-    # depends on nothing but seed and epoch.
+    # A fresh permutation every epoch, so that the examples of the partial batch that is cut off, if it is, differ.
+    # It depends on nothing but seed and epoch.
     def order(seed: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
         return jax.random.permutation(key, train_indices)[:size]

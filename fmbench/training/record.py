@@ -76,7 +76,7 @@ class Diary:
             "train_accuracy": sums["accuracy"] / sums["steps"],
             "train_seconds": sums["seconds"],
             "train_core_seconds": sums["core_seconds"],
-            "train_images_per_sec": sums["steps"] * data.batch_size / sums["seconds"],
+            "train_images_per_sec": data.images_per_epoch / sums["seconds"],
             "gap_seconds": sums["gap_seconds"],
             **{name: sums[name] for name in Load._fields if name in sums},
         }

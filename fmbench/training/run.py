@@ -229,7 +229,7 @@ class Plan(NamedTuple):
     num_steps: int
     steps_per_call: int
     schedule: optax.Schedule
-    train_programs: list[dict[int, Program]]  # of each stage, by the number of steps they do
+    train_programs: list[dict[int, Program]]  # of each stage, as `steps.compile_programs` has them
     eval_programs: dict[int, Program]  # by the number of batches
     eval_speeds: list[float]  # images per second of every evaluation so far
 
@@ -258,7 +258,7 @@ def _prepare(
         parallel.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
         data = input_pipeline.load(config, mesh, [lane.config.seed for lane in lanes])
         workdir.check_same_data(directory, data.sha256)
-        steps_per_call = steps.choose_steps_per_call(config, data.steps_per_epoch)
+        steps_per_call = steps.choose_steps_per_call(config, data.whole_batches)
         tx, schedule = make_optimizer(config, data.steps_per_epoch)
         graphdef, state = steps.init_state(config, tx, mesh, data.seed, len(data.train_rows["label"]))
         state = _restore(checkpoints, state, lanes, stopwatch)
@@ -316,10 +316,11 @@ def _train_epoch(
     longest = max(programs)
     outputs: list[dict[str, jax.Array]] = []
     while done < data.steps_per_epoch and not stop.signum:
-        length = longest if done + longest <= data.steps_per_epoch else 1
+        whole = data.whole_batches - done
+        length = longest if longest <= whole else min(1, whole)
         state, metrics = programs[length].run(state, data.train_rows, order, data.seed)
         outputs.append(metrics)
-        done += length
+        done += max(1, length)
         if stopwatch.first_step is None:
             metrics["loss"].block_until_ready()
             stopwatch.first_step = seconds_since_process_start()

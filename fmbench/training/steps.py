@@ -1,7 +1,7 @@
 """What runs on the devices: a training step, an evaluation step, and their compilation."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +46,7 @@ def train_step(
     graphdef: nnx.GraphDef,
     tx: optax.GradientTransformation,
     batch_size: int,
+    num_examples: int,
     normalization: str,
     label_smoothing: float,
     ema_decay: float,
@@ -56,11 +57,12 @@ def train_step(
     Args:
         state: Before the update.
         rows: The train set on the device.
-        order: Rows of the epoch in the order of their visit, int32 (steps_per_epoch * batch_size,).
+        order: Rows of the epoch in the order of their visit, int32 (images_per_epoch,).
         seed: uint32; with state.step it decides what dropout drops and how images are augmented.
         graphdef: The model's structure.
         tx: The optimizer.
-        batch_size: Examples of the whole batch, over all devices.
+        batch_size: Examples of a whole batch, over all devices.
+        num_examples: Of this step: `batch_size`, or fewer, which end the epoch.
         normalization: As `input_pipeline.normalize` takes it.
         label_smoothing: Probability that the target gives away to all classes.
         ema_decay: Of the moving average of params and model_state, if the state has one.
@@ -73,7 +75,7 @@ def train_step(
     key = jax.random.key(seed)
     dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), state.step)
     augment_key = jax.random.fold_in(jax.random.fold_in(key, 3), state.step)
-    first = state.step % (order.size // batch_size) * batch_size
+    first = state.step % -(-order.size // batch_size) * batch_size
 
     def examples(positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Keys, augmented images and labels at these places of the global batch."""
@@ -83,11 +85,11 @@ def train_step(
         images = augmentation.augment(keys, batch["image"], augment) if any(augment.values()) else batch["image"]
         return keys, images, batch["label"]
 
-    positions = parallel.my_part(batch_size)
+    positions = parallel.my_part(num_examples)
     keys, images, label = examples(positions)
     targets = jax.nn.one_hot(label, 10)
     if augmentation.mixes(augment):
-        _, partners, partner_label = examples((positions + 1) % batch_size)
+        _, partners, partner_label = examples((positions + 1) % num_examples)
         images, share = augmentation.mix(keys, images, partners, augment)
         targets = share[:, None] * targets + (1 - share[:, None]) * jax.nn.one_hot(partner_label, 10)
     targets = optax.smooth_labels(targets, label_smoothing)
@@ -112,7 +114,7 @@ def train_step(
         average = optax.incremental_update((params, model_state), average, 1 - decay)
     known_losses = state.losses
     if known_losses:
-        indices = jax.lax.dynamic_slice(order, (first,), (batch_size,))
+        indices = jax.lax.dynamic_slice(order, (first,), (num_examples,))
         losses = jax.lax.all_gather(losses, AXIS, tiled=True)
         known_losses = selection.update(known_losses, indices, losses, starts_epoch=first == 0)
     return TrainState(state.step + 1, params, model_state, opt_state, average, known_losses), metrics
@@ -253,10 +255,10 @@ def init_state(
     return graphdef, init(seed)
 
 
-def choose_steps_per_call(config: config_dict.ConfigDict, steps_per_epoch: int) -> int:
-    """What the config asks for or, where it says 0, 1 on CPUs and an epoch elsewhere."""
-    default = steps_per_epoch if parallel.loops_on_devices(config.steps_per_call) else 1
-    return min(config.steps_per_call or default, steps_per_epoch)
+def choose_steps_per_call(config: config_dict.ConfigDict, whole_batches: int) -> int:
+    """What the config asks for or, where it says 0, 1 on CPUs and an epoch's whole batches elsewhere."""
+    default = whole_batches if parallel.loops_on_devices(config.steps_per_call) else 1
+    return min(config.steps_per_call or default, whole_batches)
 
 
 def compile_programs(
@@ -273,33 +275,39 @@ def compile_programs(
 
     Returns:
         For each stage of the run, its training programs by the number of steps they do: `steps_per_call` and, if
-        that divides no epoch or not the rest of the one that `state` is in, 1; and the evaluation programs by the
-        number of batches.
+        that divides no epoch or not the rest of the one that `state` is in, 1; and 0, the smaller step that ends
+        an epoch, where there is one. And the evaluation programs by the number of batches.
     """
     begun = state.step.max() % data.steps_per_epoch
-    fits = data.steps_per_epoch % steps_per_call == 0 and begun % steps_per_call == 0
+    fits = data.whole_batches % steps_per_call == 0 and begun % steps_per_call == 0
     lengths = {steps_per_call} if fits else {steps_per_call, 1}
+    if data.remainder:
+        lengths.add(0)
 
     def compile_training(augment: augmentation.Settings) -> dict[int, Program]:
-        one_seed = functools.partial(
-            train_step,
-            graphdef=graphdef,
-            tx=tx,
-            batch_size=config.batch_size,
-            normalization=config.data.normalization,
-            label_smoothing=config.label_smoothing,
-            ema_decay=config.ema_decay,
-            augment=augment,
-        )
-
-        step = parallel.over_seeds(one_seed, data.seed, in_axes=(0, None, 0, 0))
+        def step(num_examples: int) -> Callable[..., Any]:
+            one_seed = functools.partial(
+                train_step,
+                graphdef=graphdef,
+                tx=tx,
+                batch_size=config.batch_size,
+                num_examples=num_examples,
+                normalization=config.data.normalization,
+                label_smoothing=config.label_smoothing,
+                ema_decay=config.ema_decay,
+                augment=augment,
+            )
+            return parallel.over_seeds(one_seed, data.seed, in_axes=(0, None, 0, 0))
 
         def steps(length: int, state: TrainState, *arguments: Any):
-            return jax.lax.scan(lambda state, _: step(state, *arguments), state, length=length)
+            one = step(config.batch_size)
+            return jax.lax.scan(lambda state, _: one(state, *arguments), state, length=length)
 
         return {
             length: parallel.compile_step(
-                step if length == 1 else functools.partial(steps, length),
+                functools.partial(steps, length)
+                if length > 1
+                else step(config.batch_size if length else data.remainder),
                 (state, data.train_rows, data.epoch_order(0), data.seed),
                 mesh=mesh,
                 parallel=config.parallel,

@@ -18,6 +18,7 @@ from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.pages import throughput
 from fmbench.records.schema import Environment
+from fmbench.system import peers
 from fmbench.system.calibration import Calibration
 from fmbench.throughput import measure, overheads, race, workers
 from fmbench.throughput.measurements import (
@@ -318,7 +319,7 @@ def test_a_named_interpreter_is_taken_for_a_peer(run, tmp_path, monkeypatch):
     assert code == 2 and "torch has no environment at python-that-is-not-there" in stderr
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "python-that-is-not-there").symlink_to(sys.executable)
-    assert workers.interpreter("torch") == tmp_path / "python-that-is-not-there"
+    assert peers.interpreter("torch") == tmp_path / "python-that-is-not-there"
 
 
 # Failures.

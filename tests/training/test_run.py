@@ -63,6 +63,23 @@ def test_another_seed_is_another_run(make_config, tmp_path):
     assert first.history[0].train_loss != second.history[0].train_loss
 
 
+def test_epochs_that_keep_their_remainder_see_every_image_in_steps_of_two_sizes(make_config, tmp_path):
+    settings = {"batch_size": 56, "num_epochs": 2, "data__remainder": "keep"}
+    records = {
+        steps_per_call: run(
+            make_config("configs/mlp.py", steps_per_call=steps_per_call, **settings),
+            tmp_path / str(steps_per_call),
+        )
+        for steps_per_call in (1, 3)
+    }
+    for record in records.values():
+        assert [epoch.step for epoch in record.history] == [9, 18]
+        for epoch in record.history:
+            assert epoch.train_images_per_sec * epoch.train_seconds == pytest.approx(480)
+    losses = [[epoch.train_loss for epoch in record.history] for record in records.values()]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(make_config, tmp_path):
     config = make_config("configs/cnn1.py", batch_size=40, num_epochs=2, dtype="bfloat16", data__split="all")
     record = run(config, tmp_path)
@@ -89,7 +106,7 @@ def test_an_interrupted_epochs_load_is_that_of_its_parts():
     diary.add_steps(metrics, Lap(1.0, 2.0, 0.0, load.Load(4.0, 1.0, None, 5)))
     diary = Diary(**json.loads(json.dumps(diary.to_json())))
     diary.add_steps(metrics, Lap(3.0, 2.0, 0.0, load.Load(8.0, 2.0, None, 6)))
-    data: Any = argparse.Namespace(steps_per_epoch=2, batch_size=1, watched=None)
+    data: Any = argparse.Namespace(steps_per_epoch=2, images_per_epoch=2, watched=None)
     epoch = diary.end_epoch(data, 2, 0.1, {})
     assert (epoch["load_average"], epoch["other_core_seconds"], epoch["involuntary_switches"]) == (7.0, 3.0, 11)
     assert "stolen_core_seconds" not in epoch  # nobody told

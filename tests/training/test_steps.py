@@ -1,5 +1,6 @@
 """The training and evaluation steps: equal on any layout, exact under a mask, ready for every platform."""
 
+import dataclasses
 import functools
 
 import jax
@@ -144,10 +145,10 @@ def test_an_epoch_that_calls_do_not_divide_gets_a_single_step_too(make_config):
 
 def test_steps_per_call_is_one_on_cpus_and_never_more_than_an_epoch(make_config):
     config = make_config("configs/mlp.py")
-    assert steps.choose_steps_per_call(config, steps_per_epoch=7) == 1
+    assert steps.choose_steps_per_call(config, whole_batches=7) == 1
     with config.unlocked():
         config.steps_per_call = 50
-    assert steps.choose_steps_per_call(config, steps_per_epoch=7) == 7
+    assert steps.choose_steps_per_call(config, whole_batches=7) == 7
 
 
 @pytest.mark.parametrize(("num_devices", "mode"), [(1, "jit"), (8, "jit"), (8, "pmap")])
@@ -339,6 +340,35 @@ def test_every_step_sees_its_own_batch_and_an_epoch_sees_each_image_once(make_co
     assert set(first.tolist()) != set(second.tolist())  # others are left out
 
 
+def test_a_kept_remainder_is_a_smaller_step_on_the_rows_that_fill_no_batch(make_config):
+    whole = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1}
+    config = make_config("configs/baseline.py", batch_size=64, data__remainder="keep", **whole)
+    data, state, programs, _ = set_up(config, 1)
+    order = data.epoch_order(0)
+    assert (data.steps_per_epoch, data.images_per_epoch, len(order)) == (8, 480, 480)
+    assert sorted(order.tolist()) == list(range(480))
+    # The same step by itself, as the first of an epoch of batches of 32 that begins with these rows.
+    alone = make_config("configs/baseline.py", batch_size=32, **whole)
+    last_rows = jnp.concatenate([order[448:], order[:448]])
+    alone_state, alone_metrics = set_up(alone, 1)[2][1].run(
+        jax.tree.map(jnp.copy, state), data.train_rows, last_rows, data.seed
+    )
+    state = dataclasses.replace(state, step=jnp.int32(7))
+    state, metrics = programs[0].run(state, data.train_rows, order, data.seed)
+    assert state.step == 8
+    np.testing.assert_allclose(metrics["loss"], alone_metrics["loss"], rtol=1e-6)
+    for got, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone_state.params), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_kept_remainder_that_devices_cannot_share_is_refused(make_config):
+    config = make_config("configs/mlp.py", batch_size=56, data__remainder="keep")  # 480 = 8 * 56 + 32
+    assert input_pipeline.load(config, parallel.make_mesh()).remainder == 32
+    config = make_config("configs/mlp.py", batch_size=72, data__remainder="keep", data__split="default")
+    with pytest.raises(UserError, match=r"config\.data\.remainder=keep .* on 8 images, which 3 devices"):
+        input_pipeline.load(config, parallel.make_mesh(jax.devices()[:3]))
+
+
 @pytest.mark.parametrize("spec", ["configs/cnn4.py", "configs/resnet.py:8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_steps_lower_for_every_platform(make_config, spec, dtype):
@@ -352,6 +382,7 @@ def test_the_steps_lower_for_every_platform(make_config, spec, dtype):
         graphdef=graphdef,
         tx=tx,
         batch_size=40,
+        num_examples=40,
         normalization="unit",
         label_smoothing=0.1,
         ema_decay=0.0,
