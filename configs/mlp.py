@@ -5,6 +5,7 @@
 
 Adam 1e-3, inputs in [-1, 1], all 60,000 train images, 100 epochs, the test set read at the end: 89-90 %
 published. fmbench: 88.97 ± 0.15 % (3 seeds), some 75 s of training each on two cores.
+results/reproduction.md names the system.
 
 The batch size is not published. Of 128, 500 and 1,000, with one seed each, the default validation split chose
 1,000: mean accuracy of the last twelve epochs 89.9 %, against 89.6 with 500, and 88.9 in epochs 70 to 81 with 128.

@@ -1,4 +1,4 @@
-"""VGG-like network of reference system R2, by its own protocol.
+"""VGG-like network of reference system R2 (results/reproduction.md), by its own protocol.
 
     python -m fmbench.main --config=configs/vgg_like.py
 

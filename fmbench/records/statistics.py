@@ -117,8 +117,31 @@ def shared_ranks(correct: Sequence[np.ndarray]) -> list[int | None]:
     return ranks
 
 
+def welch_t_test(values_a: Sequence[float], values_b: Sequence[float], *, level: float = LEVEL) -> Difference:
+    """Two-sided test of the mean of b minus that of a, of two or more independent values each.
+
+    The interval is the 1 - `level` one. Two systems are equivalent within m at the level LEVEL if that of
+    2 * LEVEL lies between -m and m: Schuirmann's two one-sided tests.
+
+    References:
+        Welch, 1947, "The generalization of 'Student's' problem when several different population variances are
+        involved". Schuirmann, 1987, "A comparison of the two one-sided tests procedure and the power approach for
+        assessing the equivalence of average bioavailability".
+    """
+    parts = [float(np.var(values, ddof=1)) / len(values) for values in (values_a, values_b)]
+    variance = sum(parts)
+    freedoms = [len(values) - 1 for values in (values_a, values_b)]
+    df = variance**2 / sum(part**2 / n for part, n in zip(parts, freedoms, strict=True)) if variance else 1.0
+    return _t_test(float(np.mean(values_b) - np.mean(values_a)), math.sqrt(variance), df, level)
+
+
 def corrected_resampled_t_test(
-    scores_a: Sequence[float], scores_b: Sequence[float], *, num_train: float, num_test: float
+    scores_a: Sequence[float],
+    scores_b: Sequence[float],
+    *,
+    num_train: float,
+    num_test: float,
+    level: float = LEVEL,
 ) -> Difference:
     """Two-sided paired t-test of b minus a over folds, which share most of their train images.
 
@@ -132,6 +155,7 @@ def corrected_resampled_t_test(
         scores_b: Of the same folds in the same order.
         num_train: Images that a fold trains on.
         num_test: Images that a fold is scored on.
+        level: The interval is the 1 - `level` one.
 
     Returns:
         The difference in the unit of the scores. If it is the same in all folds, the interval is a point, and the
@@ -144,14 +168,14 @@ def corrected_resampled_t_test(
     num_folds = len(differences)
     mean = float(differences.mean())
     standard_error = math.sqrt((1 / num_folds + num_test / num_train) * differences.var(ddof=1))
-    return _t_test(mean, standard_error, num_folds - 1)
+    return _t_test(mean, standard_error, num_folds - 1, level)
 
 
-def _t_test(mean: float, standard_error: float, df: float) -> Difference:
+def _t_test(mean: float, standard_error: float, df: float, level: float = LEVEL) -> Difference:
     if not standard_error:
         return Difference(mean, mean, mean, 0.0 if mean else 1.0)
     t = stats.t(df=df)
-    margin = float(t.ppf(0.975)) * standard_error
+    margin = float(t.ppf(1 - level / 2)) * standard_error
     return Difference(mean, mean - margin, mean + margin, float(2 * t.sf(abs(mean) / standard_error)))
 
 

@@ -1,7 +1,6 @@
 """Published numbers beside ours: differences, verdicts, remarks, and what is not there."""
 
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -9,9 +8,11 @@ import pytest
 from fake_records import make_record, make_unfinished, publish
 
 from fmbench import entries
+from fmbench import reproduction as command
 from fmbench.config import REPOSITORY
-from fmbench.pages import reproduction
-from fmbench.pages.reproduction import PUBLISHED, Published, compare
+from fmbench.pages import leaderboard, reproduction
+from fmbench.pages.reproduction import PUBLISHED, Published, compare, compare_with_control
+from fmbench.records.controls import ControlEpoch, ControlRecord, ControlStage
 
 
 def published(low: float, high: float | None = None, **fields) -> Published:
@@ -36,9 +37,9 @@ def with_stages(seed: int, *accuracies: float, planned=(1, 1)):
     return make_record(entry, seed, config={"stages": config}, stages=stages)
 
 
-def fold(number: int, accuracy: float):
+def fold(number: int, accuracy: float, seed: int = 0):
     data = {"data": {"num_folds": 5, "fold": number}}
-    return make_record(f"baseline+fold={number}of5", config=data, val_accuracy=accuracy)
+    return make_record(f"baseline+fold={number}of5", seed, config=data, val_accuracy=accuracy)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_published_folds_have_the_published_mean_and_spread():
 
 
 def test_none_but_the_random_numbers_where_it_is_true():
-    """Keras's Adam is not ours, and 256 and 512 do not divide its 48,000 train images."""
+    """Keras's Adam is not ours."""
     same = {row.entry for row in PUBLISHED if row.differs == "none but the random numbers"}
     assert same == {"baseline", "baseline-same", "baseline-same64"}
     for entry in same:
@@ -100,30 +101,107 @@ def test_none_but_the_random_numbers_where_it_is_true():
 
 def test_stages_and_seeds():
     text = reproduction.render([with_stages(0, 0.90, 0.92), with_stages(1, 0.91, 0.92)], [])
-    first, second = "91.2 (reported)", "91.5 (reported)"
-    cells = line_of(text, "stage 1", "`cnn1`", first)
-    assert cells[4:7] == ["90.50 ± 0.71 (2)", "-0.70 ± 11.00", "not told apart"]
-    assert line_of(text, "stage 2", "`cnn1`", second)[4:7] == ["92.00 ± 0.00 (2)", "+0.50", "not tested"]
-    assert "## Differences" not in text  # luck, or half a point, which is not more than that
+    cells = line_of(text, "| R3 |", "stage 1", "`cnn1`")
+    assert cells[4:7] == ["90.50 ± 0.71 (2)", "-0.54 ± 5.72", "not told apart"]
+    assert line_of(text, "| R3 |", "stage 2", "`cnn1`")[4:7] == ["92.00 ± 0.00 (2)", "-0.29", "not tested"]
+    assert line_of(text, "R3n", "stage 2", "`cnn1`")[4:7] == ["92.00 ± 0.00 (2)", "", "another protocol"]
+    assert "## Differences" not in text  # luck, or less than half a point
 
 
 def test_what_may_be_no_luck_is_unexplained():
     runs = [with_stages(seed, accuracy, 0.95) for seed, accuracy in enumerate([0.8990, 0.9000, 0.9010])]
     remarks = reproduction.render(runs, []).partition("## Differences of more than 0.5 points")[2].splitlines()
-    assert "- 1-conv, stage 1, 91.2 (reported) on new data: -1.20 ± 0.50, worse: unexplained." in remarks
+    assert "- 1-conv, stage 1, 91.04 on old data: -1.04 ± 0.86, worse: unexplained." in remarks
     assert "- 1-conv, stage 2, 92.29 on old data: +2.71, not tested: unexplained." in remarks
+
+
+def control(entry: str, seed: int, *accuracies: float, val_accuracy: float | None = None, **config):
+    """A control with these test accuracies after its stages, of one epoch each."""
+    record = make_record(entry)
+    return ControlRecord(
+        created=record.created, framework="keras", system="Keras 3.15.1", versions={}, entry=entry, seed=seed,
+        config=config, num_params=1, data_version=record.data_version, data_sha256={}, num_train=1,
+        num_validation=1, num_test=1, wall_seconds=1.0, predictions_sha256="", environment=record.environment,
+        history=[ControlEpoch(train_loss=1.0, train_accuracy=0.5, val_accuracy=None)] * len(accuracies),
+        stages=[ControlStage(num_epochs=1, test_accuracy=a, val_accuracy=val_accuracy) for a in accuracies],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "difference", "margin", "verdict"),
+    [
+        # Both s = 0.1, n = 3: standard error 0.081650, t(4) = 2.77645 and, for 90 %, 2.13185.
+        ([90.1, 90.2, 90.3], [90.0, 90.1, 90.2], 0.1, 0.22670, "equivalent"),
+        ([90.23, 90.33, 90.43], [90.0, 90.1, 90.2], 0.23, 0.22670, "better"),
+        ([89.77, 89.87, 89.97], [90.0, 90.1, 90.2], -0.23, 0.22670, "worse"),
+        ([90.2, 90.3, 90.4], [90.0, 90.1, 90.2], 0.2, 0.22670, "not told apart"),
+        # Unequal spreads: t(2) = 4.30265 with 0.057735 alone.
+        ([90.0, 90.1, 90.2], [90.1, 90.1, 90.1], 0.0, 0.24841, "equivalent"),
+        ([90.0], [90.0, 90.1], -0.05, None, "not tested"),
+    ],
+)
+def test_ours_and_a_control(ours, theirs, difference, margin, verdict):
+    got, half, said = compare_with_control(ours, theirs, are_folds=False)
+    assert got == pytest.approx(difference)
+    assert half == (margin and pytest.approx(margin, abs=1e-4))
+    assert said == verdict
+
+
+def test_folds_and_a_control_are_compared_fold_by_fold():
+    theirs = [90.0, 91.0, 92.0, 90.0, 91.0]
+    ours = [90.1, 91.2, 92.1, 90.2, 91.1]  # 0.14 ± 0.0548, times sqrt(1/5 + 1/4), t(4) = 2.7764
+    got, half, said = compare_with_control(ours, theirs, are_folds=True)
+    assert (got, half, said) == (pytest.approx(0.14), pytest.approx(0.10202, abs=1e-4), "equivalent")
+
+
+def test_a_control_stands_beside_ours_and_may_explain():
+    stages = {"stage1": {"num_epochs": 1}, "stage2": {"num_epochs": 1}}
+    runs = [with_stages(seed, accuracy, 0.95) for seed, accuracy in enumerate([0.8990, 0.9000, 0.9010])]
+    controls = [
+        control("cnn1", seed, accuracy, 0.9, stages=stages) for seed, accuracy in enumerate([0.899, 0.901])
+    ]
+    controls.append(control("cnn1+num_epochs=1", 2, 0.9, stages=stages))
+    text = reproduction.render(runs, [], controls)
+    assert line_of(text, "| R3 |", "stage 1", "`cnn1`")[7:10] == ["90.00 ± 0.10 (3)", "+0.00 ± 0.23", "equivalent"]
+    assert line_of(text, "| R3 |", "stage 2", "`cnn1`")[7] == "90.00 ± 0.00 (2)"
+    assert line_of(text, "R3n", "stage 1", "`cnn1`")[7] == ""
+    said = "its own framework gives 90.00 ± 0.10 (3) today, from which ours is equivalent (+0.00 ± 0.23)."
+    assert f"- 1-conv, stage 1, 91.04 on old data: -1.04 ± 0.86, worse: {said}" in text
+    assert "+2.71, not tested: unexplained; its own framework gives 90.00 ± 0.00 (2) today." in text
+
+
+def test_a_control_without_ours_is_shown_alone():
+    cells = line_of(reproduction.render([], [], [control("fc-a", 0, 0.87)]), "`fc-a`")
+    assert cells[4:10] == ["not run here", "", "", "87.00 (1)", "", ""]
+
+
+def test_several_seeds_of_a_fold_are_their_mean():
+    folds = [
+        fold(number, accuracy + shift, seed)
+        for seed, shift in ((0, -0.01), (3, 0.01))
+        for number, accuracy in enumerate([0.91, 0.92, 0.91, 0.92, 0.91])
+    ]
+    assert line_of(reproduction.render([], folds), "91.187")[4] == "91.40 ± 0.49 (5, 2 seeds)"
+    assert line_of(reproduction.render([], folds[:-1]), "91.187")[4] == "90.40 ± 0.49 (5)"
+    data = {"data": {"num_folds": 5}}
+    theirs = [
+        control(f"baseline+fold={n}of5", seed, 0.9, val_accuracy=0.914, **data)
+        for n in range(5)
+        for seed in (0, 1)
+    ]
+    assert line_of(reproduction.render([], folds, theirs), "91.187")[7] == "91.40 ± 0.00 (5, 2 seeds)"
 
 
 def test_a_run_of_the_first_stage_alone_says_nothing_of_the_second():
     text = reproduction.render([with_stages(0, 0.90)], [])
-    assert line_of(text, "stage 1", "`cnn1`", "reported")[4] == "90.00 (1)"
-    assert line_of(text, "stage 2", "`cnn1`", "reported")[4] == "not run here"
+    assert line_of(text, "| R3 |", "stage 1", "`cnn1`")[4] == "90.00 (1)"
+    assert line_of(text, "| R3 |", "stage 2", "`cnn1`")[4] == "not run here"
 
 
 def test_a_stage_cut_short_does_not_count():
     text = reproduction.render([with_stages(0, 0.90, 0.91, planned=(1, 2))], [])
-    assert line_of(text, "stage 1", "`cnn1`", "reported")[4] == "90.00 (1)"
-    assert line_of(text, "stage 2", "`cnn1`", "reported")[4] == "not run here"
+    assert line_of(text, "| R3 |", "stage 1", "`cnn1`")[4] == "90.00 (1)"
+    assert line_of(text, "| R3 |", "stage 2", "`cnn1`")[4] == "not run here"
 
 
 def test_a_shortened_run_is_called_that():
@@ -186,16 +264,27 @@ def test_every_entry_has_a_config():
         assert (REPOSITORY / "configs" / f"{row.entry.partition('-')[0]}.py").is_file(), row.entry
 
 
-def test_check_finds_a_stale_page(tmp_path):
-    def run(*arguments):
-        command = [sys.executable, "-m", "fmbench.reproduction", f"--results_dir={tmp_path}", *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
+def test_check_finds_a_stale_page(tmp_path, monkeypatch, capsys):
+    def run(*arguments) -> int:
+        monkeypatch.setattr(sys, "argv", ["reproduction", f"--results_dir={tmp_path}", *arguments])
+        try:
+            command.main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
 
     publish(make_record("fc-a"), tmp_path)
-    assert run("--check").returncode == 1
-    assert run().returncode == 0
-    assert run("--check").returncode == 0
+    assert run("--check") == 1
+    assert run() == 0
+    assert run("--check") == 0
     publish(make_record("fc-a", seed=1), tmp_path)
-    stale = run("--check")
-    assert stale.returncode == 1
-    assert "run python -m fmbench.reproduction" in stale.stderr
+    assert run("--check") == 1
+    assert "run python -m fmbench.reproduction" in capsys.readouterr().err
+
+
+def test_implausible_runs_do_not_count(tmp_path, monkeypatch):
+    for seed in (0, 1):
+        path = publish(make_record("fc-a", seed), tmp_path)
+    monkeypatch.setattr(leaderboard, "implausible", lambda records: {path: "too good"})
+    (text,) = reproduction.files(tmp_path).values()
+    assert line_of(text, "`fc-a`")[4] == "90.00 (1)"
