@@ -3,9 +3,9 @@
     python -m fmbench.main --config=configs/cnn1.py
     python -m fmbench.main --config=configs/cnn1.py --config.num_epochs=10     the first stage alone
 
-Adam 1e-3, inputs in [0, 1], batches of 256 and a last one of 128, 80 % of the train images (scikit-learn's
-split 13): 10 epochs as they are, then 50 epochs augmented, weights and optimizer going on. Published test accuracies: 91.04 % after the first stage
-and 92.29 % after the second on the old data.
+Adam 1e-3, inputs in [0, 1], batches of 256 and a last one of 128, 80 % of the train images (scikit-learn's split
+13): 10 epochs as they are, then 50 epochs augmented, weights and optimizer going on. Published test accuracies:
+91.04 % after the first stage and 92.29 % after the second on the old data.
 """
 
 from ml_collections import config_dict

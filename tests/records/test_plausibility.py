@@ -85,7 +85,7 @@ def test_a_record_that_contradicts_itself_is_refused(forged, forge, said):
 
 
 def test_what_the_watched_split_gave_must_be_what_the_history_says(committed):
-    record = committed[RESULTS / "runs" / "cnn1-cpu-intel-xeon-2c-float32-seed0.json"]
+    record = committed[RESULTS / "runs" / "cnn1+data.remainder=drop-cpu-intel-xeon-2c-float32-seed0.json"]
     assert "val_accuracy is 0.92, but that of the last epoch" in plausibility.contradiction(
         changed(record, val_accuracy=0.92)
     )
