@@ -148,7 +148,8 @@ def draw_wrong(num_nets: int, *, rate: float = 0.06, own: float = 0.4, seed: int
 def honest(committed) -> tuple[dict[Path, RunRecord], dict[Path, np.ndarray]]:
     """Three seeds of speedrun-94 and one run each of five other entries, with drawn errors."""
     stems = [f"speedrun-94-cpu-amd-epyc-2c-float32-seed{seed}" for seed in range(3)]
-    stems += [f"{entry}-cpu-intel-xeon-2c-float32-seed0" for entry in ("cnn1", "cnn2", "mlp", "baseline")]
+    others = ("cnn1+data.remainder=drop", "cnn2+data.remainder=drop", "mlp", "baseline")
+    stems += [f"{entry}-cpu-intel-xeon-2c-float32-seed0" for entry in others]
     stems.append("speedrun-93-cpu-amd-epyc-2c-float32-seed0")
     records = {path: committed[path] for path in (RESULTS / "runs" / f"{stem}.json" for stem in stems)}
     return records, dict(zip(records, draw_wrong(len(records)), strict=True))
