@@ -11,20 +11,18 @@ epoch to epoch: verified is then the first epoch's, within 3 %, and of a whole r
 points. Times are not compared.
 
 --cheap takes the first epoch of one record of results/runs, another every day. --write leaves what was found, and
-where, in <results_dir>/verified/<name of the record>.json.
+where, in <results_dir>/verified/<name of the record>.json, which the leaderboard shows.
 
 Exit codes: 0 equal, or within that distance, 1 not, 2 something given cannot be used.
 """
 
 import datetime
-import json
 import sys
 from pathlib import Path
 
 from fmbench.errors import UserError
-from fmbench.records import store
+from fmbench.records import store, verified
 from fmbench.system import command_line
-from fmbench.system.files import atomic_file
 
 
 def main() -> None:
@@ -73,12 +71,7 @@ def _verify(path: Path | None, epochs: int | None, results_dir: Path, is_written
             f"predictions: {comparison.differing:,} of {record.num_test:,} differ, accuracy by {points:.2f} points"
         )
     if is_written:
-        place = results_dir / "verified" / f"{record.name}.json"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(place) as file:
-            found = verification.sidecar(record, comparison, not_the_same)
-            file.write(json.dumps(found, indent=1).encode() + b"\n")
-        print(place)
+        print(verified.write(verification.outcome(record, comparison, not_the_same), results_dir))
     stated = f"within {verification.FIRST_EPOCH:.0%}"
     if comparison.accuracy_distance is not None:
         stated += f", and the test accuracy within {100 * verification.WHOLE_RUN} points"

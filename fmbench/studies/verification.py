@@ -14,6 +14,7 @@ from fmbench.data import proof
 from fmbench.errors import UserError
 from fmbench.records import machine, store
 from fmbench.records.schema import Environment, RunRecord
+from fmbench.records.verified import Verification
 from fmbench.studies import memory
 from fmbench.training.run import train_and_evaluate
 
@@ -128,19 +129,18 @@ def cheap(records: Mapping[Path, RunRecord], day: datetime.date) -> Path:
     return candidates[day.toordinal() % len(candidates)]
 
 
-def sidecar(record: RunRecord, comparison: Comparison, differing: Sequence[str]) -> dict[str, Any]:
-    """Who verified a record when and how, as JSON has it."""
-    here = machine.environment()
-    return {
-        "record": record.name,
-        "predictions_sha256": record.predictions_sha256,
-        "created": machine.now(),
-        "num_epochs": comparison.num_epochs,
-        "train_loss_distances": comparison.distances,
-        "predictions_that_differ": comparison.differing,
-        "test_accuracy_distance": comparison.accuracy_distance,
-        "is_equal": comparison.is_equal,
-        "is_within": comparison.is_within,
-        "not_the_same": list(differing),
-        "environment": here.model_dump(),
-    }
+def outcome(record: RunRecord, comparison: Comparison, differing: Sequence[str]) -> Verification:
+    """What is left beside the records of it."""
+    return Verification(
+        record=record.name,
+        predictions_sha256=record.predictions_sha256 or "",
+        created=machine.now(),
+        num_epochs=comparison.num_epochs,
+        train_loss_distances=comparison.distances,
+        predictions_that_differ=comparison.differing,
+        test_accuracy_distance=comparison.accuracy_distance,
+        is_equal=comparison.is_equal,
+        is_within=comparison.is_within,
+        not_the_same=list(differing),
+        environment=machine.environment(),
+    )

@@ -11,7 +11,9 @@ import pytest
 
 from fmbench import verify
 from fmbench.config import base_config, flatten, to_json
-from fmbench.records import schema, store
+from fmbench.errors import UserError
+from fmbench.pages import leaderboard
+from fmbench.records import schema, store, verified
 from fmbench.studies import verification
 from fmbench.system import runtime
 from fmbench.training import parallel
@@ -153,3 +155,31 @@ def test_each_day_has_its_cheap_record():
         record = records[path]
         core_seconds = record.train_seconds * record.environment.cpu_cores
         assert core_seconds / record.num_epochs <= 2 * verification.CHEAP_SECONDS
+
+
+def test_the_leaderboard_says_which_records_were_trained_again(run, record, monkeypatch):
+    monkeypatch.setattr(leaderboard, "is_ranked", lambda record: True)  # on the sample as it is
+    results_dir = record.parents[1]
+    run(record, "--epochs=1", "--write", f"--results_dir={results_dir}")
+    records = store.read_all(results_dir)
+    ((of, found),) = verified.read_all(results_dir, records)
+    pages = leaderboard.render(results_dir, records)
+    (line,) = (line for line in pages[results_dir / "leaderboard.md"].splitlines() if "the same bits" in line)
+    assert line.startswith(f"| {of.entry} | 0 | 1 of 3 | the same bits | {of.environment.machine_title} | ")
+    assert found.predictions_that_differ is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"predictions_sha256": "0" * 64}, "not of the record of that name"),
+        ({"record": "mlp"}, "not of the record of that name"),
+        ({"num_epochs": "1"}, "not a verification, field 'num_epochs'"),
+    ],
+)
+def test_a_verification_of_no_record_is_refused(run, record, changes, said):
+    results_dir = record.parents[1]
+    run(record, "--epochs=1", "--write", f"--results_dir={results_dir}")
+    edit(results_dir / "verified" / record.name, **changes)
+    with pytest.raises(UserError, match=said):
+        verified.read_all(results_dir, store.read_all(results_dir))
