@@ -124,7 +124,7 @@ def _once(make: _Function) -> _Function:
 
 @functools.cache
 def library() -> _Library | None:
-    """oneDNN, or None where it is not installed, cannot be loaded, or XLA cannot call it, as standard error then says."""
+    """oneDNN, or None where it is not installed or cannot be loaded, or where XLA refuses to call it."""
     return _load()
 
 

@@ -1,11 +1,11 @@
 """C functions as XLA custom calls on CPUs, without a compiler: a handler in machine code.
 
 XLA calls a handler with a frame of pointers to its arguments and results (XLA's `ffi/api/c_api.h`). A Python
-function would not do as one. On the main thread a signal's handler may raise (Ctrl-C: KeyboardInterrupt) before the
-first line of it, and what ctypes then returns to XLA is undefined; on other threads it waits for Python's lock,
-which nobody gives back while the interpreter ends. XLA itself chooses the thread: with asynchronous dispatch, too,
-the caller's own runs a computation that XLA takes for small, as it does any number of custom calls. So the handler
-is fifty instructions that call C functions, and Python runs before and after a computation, never within.
+function would not do as one. On the main thread a signal's handler may raise (Ctrl-C: KeyboardInterrupt) before
+its first line, and what ctypes then returns to XLA is undefined; on other threads it waits for Python's lock,
+which nobody gives back while the interpreter ends. Which thread that is XLA decides: even with asynchronous
+dispatch the caller's own runs what XLA takes for small, as it does any number of custom calls. So the handler is
+fifty instructions that call C functions, and Python runs before and after a computation, never within.
 
 They are instructions of x86-64, by the calling convention of Linux; there are wheels of oneDNN for nothing else.
 """
@@ -30,8 +30,8 @@ ARGUMENTS, RESULTS = 72, 112  # where a frame has the lists of its buffers
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_PRIVATE, MAP_ANONYMOUS = 2, 32
 
-# XLA_FFI_Error *handler(XLA_FFI_CallFrame *frame): the version if that is what is asked; else all of `calls`, in
-# whose words `register` says what they are. tests/layers/test_xla_ffi.py assembles what stands beside the bytes.
+# XLA_FFI_Error *handler(XLA_FFI_CallFrame *frame): answers a query for the version, or makes the calls. `_handler`
+# says what follows it in memory. tests/layers/test_xla_ffi.py assembles what stands beside the bytes.
 CODE = bytes.fromhex(
     "48 8b 47 08"  # mov rax, [rdi + 8] ; the extension, or null
     "48 85 c0"  # test rax, rax
@@ -92,7 +92,7 @@ CODE = bytes.fromhex(
 class Buffer(NamedTuple):
     """In a call, the address of an array: of the arguments, or of the results that follow them."""
 
-    index: int
+    position: int
 
 
 class RefusedError(Exception):
@@ -148,7 +148,7 @@ def _value(argument: Any) -> int:
     if isinstance(argument, int):
         return argument
     if isinstance(argument, Buffer):
-        return argument.index
+        return argument.position
     if isinstance(argument, ctypes.Array):
         return ctypes.addressof(argument)
     return ctypes.cast(argument, c_void_p).value or 0

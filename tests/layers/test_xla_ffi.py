@@ -275,7 +275,7 @@ for _ in range(8):
 @pytest.mark.skipif(onednn.library() is None, reason=f"{onednn.PACKAGE} cannot be used here")
 @pytest.mark.parametrize("async_dispatch", [True, False])
 def test_signals_inside_convolutions_raise_in_python(async_dispatch):
-    """And the process ends though convolutions run: they need no lock of Python's, which nobody gives back then."""
+    """And the process ends though convolutions run: they need no lock of Python's, which nobody gives back."""
     environment = os.environ | {"JAX_CPU_ENABLE_ASYNC_DISPATCH": str(int(async_dispatch)), "XLA_FLAGS": ""}
     rng = random.Random(0)
     with subprocess.Popen(
@@ -289,3 +289,23 @@ def test_signals_inside_convolutions_raise_in_python(async_dispatch):
             assert child.stdout.readline() == f"{number}\n", f"signal {number} ended it: {child.wait(60)}"
         assert child.stdout.readline() == "equal\n"
         assert child.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(onednn.library() is None, reason=f"{onednn.PACKAGE} cannot be used here")
+def test_a_command_that_is_interrupted_while_it_convolves_ends_as_python_does(run_main, tmp_path):
+    run_main(
+        *("--config=configs/cnn1.py", "--config.data.source=sample", "--config.num_epochs=1"),
+        *(f"--workdir={tmp_path / 'work'}", f"--results_dir={tmp_path}"),
+    )
+    command = [sys.executable, "-m", "fmbench.evaluate", f"--model={tmp_path / 'work'}"]
+    rng, codes = random.Random(0), []
+    for _ in range(6):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+            while child.poll() is None and "libdnnl" not in Path(f"/proc/{child.pid}/maps").read_text():
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 1.5))
+            child.send_signal(signal.SIGINT)
+            codes.append(child.wait(60))
+    assert set(codes) <= {0, 130, -signal.SIGINT}  # 0: it was done
+    assert set(codes) != {0}
