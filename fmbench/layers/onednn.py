@@ -12,6 +12,7 @@ import ctypes
 import functools
 import importlib.metadata
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from fmbench.layers import xla_ffi
+from fmbench.system import cgroup
 
 PACKAGE = "onednn-cpu-gomp"
 
@@ -36,6 +38,7 @@ DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS = 129, 145, 161, 169
 SCRATCHPAD, SCRATCHPAD_OF_USER = 80, 1
 QUERY_WEIGHTS, QUERY_DIFF_WEIGHTS, QUERY_SCRATCHPAD = 131, 132, 136
 
+SIZE_OF_MUTEX = 40  # pthread_mutex_t of x86-64
 LANES = 16  # channels that are computed together, of whatever use they are
 
 
@@ -79,15 +82,19 @@ class _Library:
     def __init__(self, path: Path):
         # Two thread pools share the cores, XLA's and oneDNN's; an idle one must not spin. Read at load time.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self._library = ctypes.CDLL(str(path))
+        with cgroup.threads_within_quota("OMP_NUM_THREADS"):
+            self._library = ctypes.CDLL(str(path))
         self._library.dnnl_primitive_desc_query_md.restype = c_void_p
-        self.lock = threading.Lock()
+        self.mutex = ctypes.create_string_buffer(SIZE_OF_MUTEX)  # of zeros: PTHREAD_MUTEX_INITIALIZER
         self.engine, self.stream = c_void_p(), c_void_p()
         self.call("engine_create", byref(self.engine), c_int(CPU), c_size_t(0))
         self.call("stream_create", byref(self.stream), self.engine, c_uint(IN_ORDER))
 
+    def function(self, name: str) -> Any:
+        return getattr(self._library, f"dnnl_{name}")
+
     def call(self, function: str, *arguments: Any) -> None:
-        status = getattr(self._library, f"dnnl_{function}")(*arguments)
+        status = self.function(function)(*arguments)
         if status:
             error = UnimplementedError if status == UNIMPLEMENTED else OneDNNError
             raise error(f"dnnl_{function} returned status {status}")
@@ -117,7 +124,7 @@ def _once(make: _Function) -> _Function:
 
 @functools.cache
 def library() -> _Library | None:
-    """oneDNN, or None where it is not installed or cannot be loaded."""
+    """oneDNN, or None where it is not installed or cannot be loaded, or where XLA refuses to call it."""
     return _load()
 
 
@@ -126,9 +133,14 @@ def _load() -> _Library | None:
     try:
         files = importlib.metadata.files(PACKAGE) or []
         path = next(file.locate() for file in files if file.name == "libdnnl.so.3")
-        return _Library(Path(path))
+        loaded = _Library(Path(path))
+        xla_ffi.register("onednn", 0, 0, [])  # by which XLA says whether it takes such handlers
     except (importlib.metadata.PackageNotFoundError, StopIteration, OSError):
         return None
+    except xla_ffi.RefusedError as error:
+        print(f"fmbench: convolutions stay in XLA, which cannot call oneDNN: {error}", file=sys.stderr)
+        return None
+    return loaded
 
 
 def convolution(
@@ -238,9 +250,6 @@ class _Memory:
         # oneDNN: -1 for memory that it allocates, 0 for an address to be given later.
         self.handle = _onednn().new("memory_create", desc, _onednn().engine, c_void_p(-1 if own else 0))
 
-    def place_at(self, address: int) -> None:
-        _onednn().call("memory_set_data_handle", self.handle, c_void_p(address))
-
 
 class _Argument(ctypes.Structure):
     _fields_ = (("index", c_int), ("memory", c_void_p))
@@ -250,15 +259,10 @@ class _Primitive:
     """An operation with the memory it works on, of which `desc` must leave the scratchpad to us."""
 
     def __init__(self, desc: c_void_p, memories: dict[int, _Memory]):
-        self._primitive = _onednn().new("primitive_create", desc)
-        self._memories = memories | {SCRATCHPAD: _Memory(_onednn().query(desc, QUERY_SCRATCHPAD), own=True)}
-        arguments = [_Argument(index, memory.handle) for index, memory in self._memories.items()]
-        self._arguments = (_Argument * len(arguments))(*arguments)
-
-    def execute(self) -> None:
-        _onednn().call(
-            "primitive_execute", self._primitive, _onednn().stream, c_int(len(self._arguments)), self._arguments
-        )
+        self.handle = _onednn().new("primitive_create", desc)
+        memories = memories | {SCRATCHPAD: _Memory(_onednn().query(desc, QUERY_SCRATCHPAD), own=True)}
+        arguments = [_Argument(index, memory.handle) for index, memory in memories.items()]
+        self.arguments = (_Argument * len(arguments))(*arguments)
 
 
 def _reorder(source: _Memory, source_desc: c_void_p, target: _Memory, target_desc: c_void_p) -> _Primitive:
@@ -267,18 +271,20 @@ def _reorder(source: _Memory, source_desc: c_void_p, target: _Memory, target_des
     return _Primitive(desc, {SRC: source, DST: target})
 
 
-def _register(name: str, memories: Sequence[_Memory], primitives: Sequence[_Primitive]) -> str:
-    """A custom call that runs the primitives on buffers in the order of `memories`: arguments, then results."""
-
-    def run(*addresses: int) -> None:
-        with _onednn().lock:
-            for memory, address in zip(memories, addresses, strict=True):
-                memory.place_at(address)
-            for primitive in primitives:
-                primitive.execute()
-            _onednn().call("stream_wait", _onednn().stream)
-
-    return xla_ffi.register(name, run)
+def _register(
+    name: str, arguments: Sequence[_Memory], results: Sequence[_Memory], primitives: Sequence[_Primitive]
+) -> str:
+    """A custom call that runs the primitives on XLA's buffers, one call at a time as they share the memories."""
+    onednn, libc = _onednn(), ctypes.CDLL(None)
+    place, execute, wait = map(onednn.function, ("memory_set_data_handle", "primitive_execute", "stream_wait"))
+    calls = [
+        (libc.pthread_mutex_lock, onednn.mutex),
+        *((place, memory.handle, xla_ffi.Buffer(i)) for i, memory in enumerate((*arguments, *results))),
+        *((execute, p.handle, onednn.stream, len(p.arguments), p.arguments) for p in primitives),
+        (wait, onednn.stream),
+        (libc.pthread_mutex_unlock, onednn.mutex),
+    ]
+    return xla_ffi.register(name, len(arguments), len(results), calls)
 
 
 def _attributes(*, relu: bool = False) -> c_void_p:
@@ -350,7 +356,7 @@ def _convolution(
         _Primitive(descs.forward, {SRC: x, WEIGHTS: blocked, BIAS: bias, DST: y}),
     ]
     name = _name("convolution", x_shape, kernel_shape, window, dtype, relu)
-    return _register(name, [x, kernel, bias, y], primitives)
+    return _register(name, [x, kernel, bias], [y], primitives)
 
 
 @_once
@@ -379,7 +385,7 @@ def _convolution_input_grad(
         _Primitive(backward, {DIFF_DST: y_grad, WEIGHTS: blocked, DIFF_SRC: x_grad}),
     ]
     name = _name("convolution_input_grad", x_shape, kernel_shape, window, dtype)
-    return _register(name, [y_grad, kernel, x_grad], primitives)
+    return _register(name, [y_grad, kernel], [x_grad], primitives)
 
 
 @_once
@@ -410,7 +416,7 @@ def _convolution_kernel_grad(
         _reorder(blocked, blocked_desc, kernel_grad, kernel_desc),
     ]
     name = _name("convolution_kernel_grad", x_shape, kernel_shape, window, dtype, use_bias)
-    return _register(name, [x, y_grad, kernel_grad, *for_bias.values()], primitives)
+    return _register(name, [x, y_grad], [kernel_grad, *for_bias.values()], primitives)
 
 
 def _name(operation: str, *settings: Any) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from fmbench.errors import UserError, nearest
-from fmbench.system import files
+from fmbench.system import cgroup, files
 
 EXPECTED = (
     "JAX_PLATFORMS may be cuda (with an NVIDIA GPU and pip install 'fmbench[gpu]'), tpu (with a TPU and "
@@ -46,7 +46,8 @@ def find_devices() -> list[jax.Device]:
     """
     with _hold_back_what_jax_logs() as records:
         try:
-            devices = jax.devices()
+            with cgroup.threads_within_quota("PJRT_NPROC", "NPROC"):
+                devices = jax.devices()
         except Exception as error:  # AssertionError, RuntimeError, ValueError, as it happens
             why = _why_there_is_none(error, records)
             records.clear()

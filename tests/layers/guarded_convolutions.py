@@ -6,6 +6,7 @@ are compiled on one thread, executed on another, and compared with NumPy's.
 
 import concurrent.futures
 import ctypes
+import traceback
 from unittest import mock
 
 import jax
@@ -50,28 +51,44 @@ class GuardedMemory(onednn._Memory):
         if own:
             self.inner[:] = 0xFF  # not a number
             scratch.append(self)
-        self.place_at(self.inner.ctypes.data)
+        address = ctypes.c_void_p(self.inner.ctypes.data)
+        onednn._onednn().call("memory_set_data_handle", self.handle, address)
 
     def check(self):
         assert (self.before == MARK).all(), "written before its beginning"
         assert (self.after == MARK).all(), "written past its end"
 
 
-def register(name, memories, primitives):
+def register(name, arguments, results, primitives):
     """`onednn._register`, with copies between XLA's buffers and guarded ones."""
+    memories, addresses = [*arguments, *results], {}
 
-    def run(*addresses):
-        with onednn._onednn().lock:
-            for memory, address in zip(memories, addresses, strict=True):
-                ctypes.memmove(memory.inner.ctypes.data, address, memory.size)
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+    def note(i, address):
+        addresses[i] = address
+        return 0
+
+    @ctypes.CFUNCTYPE(ctypes.c_int)
+    def run():
+        try:
+            for i, memory in enumerate(arguments):
+                ctypes.memmove(memory.inner.ctypes.data, addresses[i], memory.size)
             for primitive in primitives:
-                primitive.execute()
-            for memory, address in zip(memories, addresses, strict=True):
-                ctypes.memmove(address, memory.inner.ctypes.data, memory.size)
+                arguments_of = ctypes.c_int(len(primitive.arguments)), primitive.arguments
+                onednn._onednn().call(
+                    "primitive_execute", primitive.handle, onednn._onednn().stream, *arguments_of
+                )
+            for i, memory in enumerate(memories):
+                ctypes.memmove(addresses[i], memory.inner.ctypes.data, memory.size)
             for memory in (*memories, *scratch):
                 memory.check()
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        return 0
 
-    return xla_ffi.register(name, run)
+    calls = [*((note, i, xla_ffi.Buffer(i)) for i in range(len(memories))), (run,)]
+    return xla_ffi.register(name, len(arguments), len(results), calls)
 
 
 def expected(window, x, kernel, bias, y_grad):

@@ -1,4 +1,4 @@
-"""oneDNN's convolution against Flax's own, and Python functions as custom calls."""
+"""oneDNN's convolution against Flax's own."""
 
 import concurrent.futures
 import inspect
@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from fmbench import layers
-from fmbench.layers import Conv, convolution, onednn, xla_ffi
+from fmbench.layers import Conv, convolution, onednn
 from fmbench.records import store
 
 pytestmark = pytest.mark.skipif(
@@ -234,16 +234,6 @@ assert "stablehlo.convolution" in jax.jit(ours).lower(x).as_text()
 np.testing.assert_allclose(np.float32(ours(x)), np.float32(flax(x)), atol=0.02)
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "SSE41"})
-
-
-def test_a_failing_function_fails_the_computation():
-    def fail(x: int, y: int) -> None:
-        raise RuntimeError("no such thing")
-
-    name = xla_ffi.register("test.fail", fail)
-    call = jax.jit(lambda x: jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(x.shape, x.dtype))(x))
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"test\.fail: no such thing"):
-        call(jnp.zeros(3)).block_until_ready()
 
 
 def test_an_impossible_convolution_says_which_call_failed():

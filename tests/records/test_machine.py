@@ -192,6 +192,66 @@ def test_quotas_of_version_1(groups):
     assert cgroup.cpu_quota() is None
 
 
+def test_quotas_of_a_mount_that_is_named_for_all_its_controllers(groups):
+    groups(
+        "4:cpu,cpuacct:/docker/1\n",
+        **{"cpu,cpuacct__cpu_DOT_cfs_quota_us": "250000\n", "cpu,cpuacct__cpu_DOT_cfs_period_us": "100000\n"},
+    )
+    assert cgroup.cpu_quota() == 2.5
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max", 4), (30_000, 1), (100_000, 1), (100_001, 2), (150_000, 2), (900_000, 4)]
+)
+def test_threads_are_for_the_cores_that_affinity_and_quota_both_allow(groups, monkeypatch, quota, cores):
+    groups("0::/a\n", a__cpu_DOT_max=f"{quota} 100000\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 3, 5})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert cgroup.usable_cores() == cores
+    with cgroup.threads_within_quota("OMP_NUM_THREADS"):
+        assert os.environ.get("OMP_NUM_THREADS") == (None if quota == "max" else str(cores))
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["PJRT_NPROC", "NPROC"])
+def test_threads_that_somebody_has_set_stay(groups, monkeypatch, name):
+    groups("0::/a\n", a__cpu_DOT_max="100000 100000\n")
+    for variable in ("PJRT_NPROC", "NPROC"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "7")
+    with cgroup.threads_within_quota("PJRT_NPROC", "NPROC"):
+        assert {variable: os.environ.get(variable) for variable in ("PJRT_NPROC", "NPROC")} == {
+            "PJRT_NPROC": None,
+            "NPROC": None,
+        } | {name: "7"}
+    assert os.environ[name] == "7"
+
+
+LIBRARIES = """
+import ctypes, os
+from pathlib import Path
+from fmbench.layers import onednn
+from fmbench.system import cgroup, runtime
+cgroup.MEMBERSHIP, cgroup.MOUNTED = Path("membership"), Path()
+os.sched_getaffinity = lambda pid: {0, 1, 2, 3}
+runtime.find_devices()
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+omp = ctypes.CDLL("libgomp.so.1").omp_get_max_threads() if onednn.library() else None
+print(threads.count("tf_XLAEigen\\n"), omp)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux tells of threads")
+def test_xla_and_onednn_keep_to_the_quota(tmp_path):
+    (tmp_path / "membership").write_text("0::/\n")
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    environment = {name: value for name, value in os.environ.items() if name not in machine.THREAD_SETTINGS}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", LIBRARIES]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout in ("3 3\n", "3 None\n")
+
+
 def test_throttled_time_of_both_versions(groups):
     groups("0::/a\n", a__cpu_DOT_stat="usage_usec 9\nthrottled_usec 2500000\n")
     assert cgroup.throttled_seconds() == 2.5
