@@ -17,6 +17,7 @@ Status = Literal["completed", "interrupted", "diverged"]
 Watched = Literal["validation", "test"]
 FILE_NAME = r"^_*[A-Za-z0-9][A-Za-z0-9_.=+-]*$"  # what an entry, and so a record, may be called
 TARGETS = ("90", "92", "94")  # percent; the keys of time_to_target
+MIXED = "-mixed"  # in the name of a record whose processes differ
 COMPUTING = ("jax", "jaxlib", "flax", "optax", "onednn-cpu-gomp", "CUDA", "cuDNN")
 
 
@@ -57,7 +58,7 @@ class Environment(_Strict):
     cpu_quota: float | None = None  # cores' worth of time that a control group allows, if it allows fewer
     memory_bytes: Count | None = None
     virtualised: bool | None = None
-    thread_settings: dict[str, str] | None = None  # of OMP_NUM_THREADS and its like, what is set
+    thread_settings: dict[str, str] | None = None  # OMP_NUM_THREADS and its like, and of arithmetic; what is set
     operating_system: str
     python: str
     versions: dict[str, str]  # of packages and, on NVIDIA GPUs, of driver, CUDA and cuDNN
@@ -65,6 +66,8 @@ class Environment(_Strict):
     xla_flags: str
     git_commit: str | None
     git_dirty: bool | None  # anything changed outside results/
+    git_unknown: str | None = None  # why one of the two is None, in git's words
+    code_sha256: str | None = None  # of fmbench's Python files and of the modules that the config names
 
     @property
     def machine_title(self) -> str:
@@ -91,6 +94,28 @@ class Environment(_Strict):
         return f"{slug}-{hashlib.sha256(self.machine_title.encode()).hexdigest()[:4]}"
 
     @property
+    def conditions(self) -> dict[str, str]:
+        """What the processes of one run must share, by name, in words; what is not set or not told is left out."""
+        fields = (
+            *("git_commit", "code_sha256", "python", "device_platform", "device_kind", "num_devices"),
+            *(
+                "num_processes",
+                "cpu",
+                "cpu_stepping",
+                "machine",
+                "cpu_cores",
+                "cpu_quota",
+                "virtualised",
+                "xla_flags",
+            ),
+        )
+        found = {field: getattr(self, field) for field in fields}
+        found["instruction_sets"] = " ".join(self.instruction_sets or [])
+        found["memory"] = f"{self.memory_bytes / 2**30:.0f} GiB" if self.memory_bytes else None
+        found |= (self.thread_settings or {}) | self.versions
+        return {name: str(value) for name, value in found.items() if value not in (None, "")}
+
+    @property
     def software(self) -> tuple[str, ...]:
         """Versions of what computes, which the runs of a row share: 'jax 0.12.0'."""
         return tuple(f"{name} {self.versions[name]}" for name in COMPUTING if name in self.versions)
@@ -113,6 +138,7 @@ class Epoch(_Strict):
     other_core_seconds: Seconds | None = None  # that other processes had on the cores this one may run on
     stolen_core_seconds: Seconds | None = None  # that the host of a virtual machine, or a quota, took from it
     involuntary_switches: Count | None = None  # times a thread was ready to go on, and had to wait
+    asleep_seconds: Seconds | None = None  # stopped, or the machine asleep; in none of the other seconds
     val_loss: float | None = None
     val_accuracy: Fraction | None = None
     test_loss: float | None = None  # only where the config watches the test set
@@ -137,6 +163,21 @@ class StageResult(_Strict):
     train_core_seconds: Seconds
     val_accuracy: Fraction | None
     test_accuracy: Fraction
+
+
+class Process(_Strict):
+    """One of the processes that made a run, also if it was killed."""
+
+    began: str  # UTC, ISO 8601; '' for one from before processes were listed
+    ended: Literal["completed", "interrupted", "diverged", "failed", "killed"] | None = None  # None: not yet
+    # The steps that it did of those that led to the run's last state: none, if they are equal.
+    first_step: Count = 0
+    last_step: Count = 0
+    wall_seconds: Seconds = 0.0  # but for those asleep; of one that was killed to within a second
+    asleep_seconds: Seconds = 0.0
+    git_dirty: bool | None = None
+    git_unknown: str | None = None
+    conditions: dict[str, str]  # as `Environment.conditions`
 
 
 class RunRecord(_Strict):
@@ -169,7 +210,7 @@ class RunRecord(_Strict):
 
     num_epochs: Count  # done
     num_steps: Count  # done
-    num_resumes: Count
+    num_resumes: Count  # processes after the first, also those that were killed
     train_loss: float | None
     train_accuracy: Fraction | None
     val_loss: float | None
@@ -191,7 +232,7 @@ class RunRecord(_Strict):
     checkpoint_seconds: Seconds
     train_core_seconds: Seconds
     eval_core_seconds: Seconds
-    wall_seconds: Seconds  # all of it, over all resumes
+    wall_seconds: Seconds  # of all processes, also those that were killed, but for the time asleep
     train_images_per_sec: float | None  # steady state: median over epochs
     eval_images_per_sec: float | None
     step_time_ms: float | None  # steady state
@@ -202,7 +243,8 @@ class RunRecord(_Strict):
     history: list[Epoch]
     stages: list[StageResult] = []  # those that were finished
     calibration: Calibration | None = None  # None in records from before and where it was not measured
-    environment: Environment
+    environment: Environment  # of the last process
+    processes: list[Process] = []  # in their order; none in records from before they were listed
     val_predictions_sha256: str | None = None  # of a fold, in the order of its rows
 
     @field_validator("time_to_target")
@@ -236,17 +278,42 @@ class RunRecord(_Strict):
         return self
 
     @property
+    def mixture(self) -> str:
+        """In what the processes that made it differ, so that it is no single machine's; '' if in nothing."""
+        return unlike(self.processes)
+
+    @property
     def name(self) -> str:
         """File name without ending; a run on old or other data never takes that of one on the standard data."""
         name = record_name(self.entry, self.environment, self.dtype, self.seed)
         name += f"-with{self.trained_with}" if self.trained_with else ""
+        name += MIXED if self.mixture else ""
         has_suffix = self.data_version == proof.OLD or proof.is_unproven(self.data_version)
         return f"{name}-{self.data_version}" if has_suffix else name
 
 
+def unlike(processes: Sequence[Process]) -> str:
+    """In what those differ that a run's last state, or its evaluation, comes from: 'cpu_cores: 2 -> 1', or ''.
+
+    A commit that is not known differs from none: the hash of the code tells.
+    """
+    made = [process.conditions for process in processes if process.last_step > process.first_step]
+    made += [process.conditions for process in processes[-1:]]
+    if {} in made:
+        return "those of an earlier process are not known"
+    parts = []
+    for name in sorted({name for conditions in made for name in conditions}):
+        values = [conditions.get(name, "none") for conditions in made]
+        if name == "git_commit":
+            values = [value for value in values if value != "none"]
+        if len(set(values)) > 1:
+            parts.append(f"{name}: {' -> '.join(dict.fromkeys(values))}")
+    return ", ".join(parts)
+
+
 def what_differs(runs: Sequence[RunRecord]) -> str:
     """What the runs of one row do not share of code and libraries: 'commits 1ee253f, 755e268; numpy 2.4, 2.5'."""
-    commits = {(run.environment.git_commit or "unknown")[:7] for run in runs}
+    commits = {commit[:7] if (commit := run.environment.git_commit) else "not known" for run in runs}
     parts = [f"commits {', '.join(sorted(commits))}"] if len(commits) > 1 else []
     for name in sorted({name for run in runs for name in run.environment.versions}):
         versions = {run.environment.versions.get(name, "none") for run in runs}
