@@ -24,8 +24,8 @@ class Watch:
         self._at_beat = at_beat
         self._lock = threading.Lock()
         self._looked, self._processor = time.perf_counter(), time.process_time()
-        self._slept = _clock_of_sleep()
-        self._stopped = 0.0
+        self._machine_slept = _clock_of_sleep()
+        self._stopped = self._asleep = 0.0
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._look_often, name="fmbench-watch", daemon=True)
 
@@ -43,18 +43,21 @@ class Watch:
 
     def asleep_seconds(self) -> float:
         """The time since this was made in which it lay still or the machine slept."""
-        return self._look()[1] + max(0.0, _clock_of_sleep() - self._slept)
+        return self._look()[1]
 
     def _look(self) -> tuple[float, float]:
-        """The clock without the seconds that the process was stopped, and those."""
+        """What `awake` and `asleep_seconds` return."""
         with self._lock:
-            now, processor = time.perf_counter(), time.process_time()
+            now, processor, slept = time.perf_counter(), time.process_time(), _clock_of_sleep()
             gap, used = now - self._looked, processor - self._processor
             self._looked, self._processor = now, processor
             # Until the next look was due it may have computed on all cores; after that, if stopped, not at all.
             if gap > LEAST and used < BEAT * (os.cpu_count() or 1) + (gap - BEAT) / 2:
                 self._stopped += gap - BEAT
-            return now - self._stopped, self._stopped
+            if slept - self._machine_slept > LEAST:
+                self._asleep += slept - self._machine_slept
+                self._machine_slept = slept
+            return now - self._stopped, self._stopped + self._asleep
 
     def _look_often(self) -> None:
         while not self._ending.wait(BEAT):
