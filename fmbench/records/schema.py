@@ -1,5 +1,6 @@
 """A run's record: its fields, what is checked of them, and its name."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -8,11 +9,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fmbench import config as config_lib
 from fmbench.data import proof
+from fmbench.errors import nearest
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Seconds = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
+# Beyond these limits nothing is measured, and arithmetic overflows.
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]
+Seconds = Annotated[float, Field(ge=0, le=1e10)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Status = Literal["completed", "interrupted", "diverged"]
 Watched = Literal["validation", "test"]
 FILE_NAME = r"^_*[A-Za-z0-9][A-Za-z0-9_.=+-]*$"  # what an entry, and so a record, may be called
@@ -39,7 +45,7 @@ class Accelerator(_Strict):
     max_sm_clock_mhz: Count | None = None
     memory_clock_mhz: Count | None = None
     max_memory_clock_mhz: Count | None = None
-    power_limit_watts: float | None = None
+    power_limit_watts: Number | None = None
 
 
 class Environment(_Strict):
@@ -55,7 +61,7 @@ class Environment(_Strict):
     machine: str | None = None  # what --machine or FMBENCH_MACHINE calls it
     cpu_stepping: str | None = None  # family, model and stepping: "26.2.1"; many models are called 'AMD EPYC'
     instruction_sets: list[str] | None = None  # those of `machine.INSTRUCTION_SETS` that it has
-    cpu_quota: float | None = None  # cores' worth of time that a control group allows, if it allows fewer
+    cpu_quota: Number | None = None  # cores' worth of time that a control group allows, if it allows fewer
     memory_bytes: Count | None = None
     virtualised: bool | None = None
     thread_settings: dict[str, str] | None = None  # OMP_NUM_THREADS and its like, and of arithmetic; what is set
@@ -126,12 +132,12 @@ class Epoch(_Strict):
 
     epoch: Count  # 1 for the first
     step: Count  # steps done at its end
-    learning_rate: float
-    train_loss: float
+    learning_rate: Number
+    train_loss: Number
     train_accuracy: Fraction
     train_seconds: Seconds  # of this epoch alone
     train_core_seconds: Seconds
-    train_images_per_sec: float
+    train_images_per_sec: Number
     gap_seconds: Seconds | None = None  # from the last step of the epoch before to the first of this one
     # What else the machine did meanwhile; None in records from before it was asked, and where nobody tells.
     load_average: Seconds | None = None  # of a minute; mean of those at the start and at the end
@@ -139,9 +145,9 @@ class Epoch(_Strict):
     stolen_core_seconds: Seconds | None = None  # that the host of a virtual machine, or a quota, took from it
     involuntary_switches: Count | None = None  # times a thread was ready to go on, and had to wait
     asleep_seconds: Seconds | None = None  # stopped, or the machine asleep; in none of the other seconds
-    val_loss: float | None = None
+    val_loss: Number | None = None
     val_accuracy: Fraction | None = None
-    test_loss: float | None = None  # only where the config watches the test set
+    test_loss: Number | None = None  # only where the config watches the test set
     test_accuracy: Fraction | None = None
 
 
@@ -157,8 +163,8 @@ class StageResult(_Strict):
 
     name: str
     num_epochs: Count  # done
-    learning_rate: float  # peak
-    augment: dict[str, float | str]  # strengths and the function's import path, as the config has them
+    learning_rate: Number  # peak
+    augment: dict[str, Number | str]  # strengths and the function's import path, as the config has them
     train_seconds: Seconds
     train_core_seconds: Seconds
     val_accuracy: Fraction | None
@@ -199,10 +205,10 @@ class RunRecord(_Strict):
     model: str
     num_params: Count  # with the batch norms' running statistics, as Keras counts
     num_trainable_params: Count
-    flops_per_image: float  # of a training step
+    flops_per_image: Number  # of a training step
 
     data_version: str
-    data_sha256: dict[str, str]
+    data_sha256: dict[str, Sha256]
     num_train: Count
     num_validation: Count
     num_test: Count
@@ -211,11 +217,11 @@ class RunRecord(_Strict):
     num_epochs: Count  # done
     num_steps: Count  # done
     num_resumes: Count  # processes after the first, also those that were killed
-    train_loss: float | None
+    train_loss: Number | None
     train_accuracy: Fraction | None
-    val_loss: float | None
+    val_loss: Number | None
     val_accuracy: Fraction | None
-    test_loss: float | None
+    test_loss: Number | None
     test_accuracy: Fraction | None
     test_top5_accuracy: Fraction | None
     test_per_class_accuracy: list[Fraction] | None
@@ -233,9 +239,9 @@ class RunRecord(_Strict):
     train_core_seconds: Seconds
     eval_core_seconds: Seconds
     wall_seconds: Seconds  # of all processes, also those that were killed, but for the time asleep
-    train_images_per_sec: float | None  # steady state: median over epochs
-    eval_images_per_sec: float | None
-    step_time_ms: float | None  # steady state
+    train_images_per_sec: Number | None  # steady state: median over epochs
+    eval_images_per_sec: Number | None
+    step_time_ms: Number | None  # steady state
     train_share: Fraction | None = None  # of the wall time, in training steps
     peak_memory_bytes: Count
     time_to_target: dict[str, Seconds | None]  # "94" -> train seconds to 94 % on the watched split
@@ -254,6 +260,13 @@ class RunRecord(_Strict):
             raise ValueError(f"the targets are {', '.join(TARGETS)}")
         return seconds
 
+    @field_validator("data_sha256")
+    @classmethod
+    def _has_that_of_the_labels(cls, sha256: dict[str, str]) -> dict[str, str]:
+        if "t10k-labels" not in sha256:
+            raise ValueError("t10k-labels is missing")
+        return sha256
+
     @model_validator(mode="after")
     def _completed_means_tested(self) -> "RunRecord":
         if self.status == "completed":
@@ -267,6 +280,9 @@ class RunRecord(_Strict):
         for field in ("entry", "config_file", "seed", "dtype", "parallel", "batch_size"):
             if self.config.get(field) != getattr(self, field):
                 raise ValueError(f"{field} is {getattr(self, field)}, but config.{field} {self.config.get(field)}")
+        _check_config(self.config, _defaults())
+        for field in {"num_epochs", "data.source", "data.dir"} - config_lib.flatten(self.config).keys():
+            raise ValueError(f"config.{field} is missing")
         if self.num_epochs > self.config.get("num_epochs", 0):
             raise ValueError(f"num_epochs is {self.num_epochs}, more than config.num_epochs")
         return self
@@ -290,6 +306,37 @@ class RunRecord(_Strict):
         name += MIXED if self.mixture else ""
         has_suffix = self.data_version == proof.OLD or proof.is_unproven(self.data_version)
         return f"{name}-{self.data_version}" if has_suffix else name
+
+
+def _check_config(recorded: Any, defaults: dict[str, Any], where: str = "config") -> None:
+    """Refuses fields and kinds of values that a config cannot have; `recorded` may lack fields that came later.
+
+    Raises:
+        ValueError: Names the field.
+    """
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{where} is {recorded!r:.50}; it must be a group of fields")
+    if where == "config.stages":
+        defaults = {name: config_lib.to_json(config_lib.stage(0)) for name in recorded}
+    for name, value in recorded.items():
+        field = f"{where}.{name}"
+        if isinstance(defaults.get(name), dict):
+            _check_config(value, defaults[name], field)
+            continue
+        if name not in defaults and where != "config.model":
+            raise ValueError(f"there is no {field}{nearest(name, defaults)}")
+        default = defaults.get(name, value)
+        kind = type("" if default is None else default)
+        numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, float | int)]
+        is_kind = isinstance(value, (float, int) if kind is float else kind) and kind is not dict
+        is_kind &= isinstance(value, bool) == (kind is bool)
+        if not (is_kind or value is default is None) or not all(abs(number) <= 1e30 for number in numbers):
+            raise ValueError(f"{field} is {value!r:.50}; it must be {config_lib.KINDS.get(kind, 'a plain value')}")
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return config_lib.to_json(config_lib.base_config())
 
 
 def unlike(processes: Sequence[Process]) -> str:

@@ -51,9 +51,10 @@ class ProcessList:
 
     @property
     def all(self) -> list[Process]:
-        seconds = self.watch.awake() - self._began
-        times = {"wall_seconds": seconds, "asleep_seconds": self.watch.asleep_seconds()}
-        return [*self._earlier, self._present.model_copy(update=times)]
+        """With the seconds of the present one until now, or until it ended."""
+        if self._present.ended is None:
+            self._stop_clock()
+        return [*self._earlier, self._present]
 
     @property
     def num_resumes(self) -> int:
@@ -120,7 +121,8 @@ class ProcessList:
         return machine.environment().model_copy(update=code)
 
     def end(self, how: Ending) -> None:
-        """Says how the present one ends."""
+        """Says how the present one ends, and when: now."""
+        self._stop_clock()
         self._present = self._present.model_copy(update={"ended": how})
         self._write()
 
@@ -133,6 +135,10 @@ class ProcessList:
                 self._file.unlink()
         else:
             self.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+
+    def _stop_clock(self) -> None:
+        times = {"wall_seconds": self.watch.awake() - self._began, "asleep_seconds": self.watch.asleep_seconds()}
+        self._present = self._present.model_copy(update=times)
 
     def close(self) -> None:
         """Drops what only matters while it may still be killed."""

@@ -155,7 +155,7 @@ def test_what_the_seeds_of_a_row_do_not_share_is_told():
 
     assert schema.what_differs([made(0, "a" * 40), made(1, "a" * 40)]) == ""
     runs = [made(0, "c" * 40, numpy="2.5"), made(1, "a" * 40, numpy="2.4"), made(2, None)]
-    assert schema.what_differs(runs) == "commits aaaaaaa, ccccccc, unknown; numpy 2.4, 2.5, none"
+    assert schema.what_differs(runs) == "commits aaaaaaa, ccccccc, not known; numpy 2.4, 2.5, none"
 
 
 # Control groups.
