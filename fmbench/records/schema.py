@@ -281,7 +281,7 @@ class RunRecord(_Strict):
             if self.config.get(field) != getattr(self, field):
                 raise ValueError(f"{field} is {getattr(self, field)}, but config.{field} {self.config.get(field)}")
         _check_config(self.config, _defaults())
-        for field in {"num_epochs", "data.source", "data.dir"} - config_lib.flatten(self.config).keys():
+        for field in {"num_epochs", "data"} - self.config.keys():
             raise ValueError(f"config.{field} is missing")
         if self.num_epochs > self.config.get("num_epochs", 0):
             raise ValueError(f"num_epochs is {self.num_epochs}, more than config.num_epochs")

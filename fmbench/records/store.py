@@ -167,7 +167,7 @@ def _publish_labels(record: RunRecord, results_dir: Path, data_dir: str | None) 
     dataset = _load_data(record, data_dir)
     if dataset.sha256 != record.data_sha256:
         raise UserError(
-            f"{data_dir or record.config['data']['dir']} no longer holds the data of {record.name}; run it again."
+            f"{data_dir or record.config['data'].get('dir')} no longer holds the data of {record.name}; run it again."
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def _publish_labels(record: RunRecord, results_dir: Path, data_dir: str | None) 
 
 def _load_data(record: RunRecord, data_dir: str | None = None) -> fashion_mnist.Dataset:
     data = record.config["data"]
-    return fashion_mnist.load(data["source"], data_dir or data["dir"], data.get("unproven", False))
+    return fashion_mnist.load(data.get("source", "tfds"), data_dir or data.get("dir"), data.get("unproven", False))
 
 
 def _labels_path(record: RunRecord, results_dir: Path) -> Path:

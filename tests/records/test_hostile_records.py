@@ -113,7 +113,7 @@ def test_no_value_of_any_field_breaks_a_reader(read_everything, tmp_path):
         (("config", "data"), "here", "config.data is 'here'; it must be a group of fields"),
         (("config", "data", "flod"), 1, "there is no config.data.flod; the nearest is fold"),
         (("config", "data", "dir"), 3, "config.data.dir is 3; it must be text"),
-        (("config", "data", "dir"), ..., "config.data.dir is missing"),
+        (("config", "data"), ..., "config.data is missing"),
         (("config", "optimizer", "learning_rate"), float("nan"), "config.optimizer.learning_rate is nan"),
         (("config", "optimizer", "name"), None, "config.optimizer.name is None; it must be text"),
         (("config", "schedule", "boundaries"), 1, "config.schedule.boundaries is 1; it must be a list"),

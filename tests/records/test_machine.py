@@ -258,6 +258,8 @@ STAGES: list[dict[str, Any]] = [
         (epochs(19, 19, other_core_seconds=1.1), True),
         (epochs(19, 19, stolen_core_seconds=0.19), False),
         (epochs(19, 19, stolen_core_seconds=0.21), True),
+        (epochs(19, 19, asleep_seconds=0.0), False),
+        (epochs(19, 19, asleep_seconds=3.0), True),
         (epochs(19, 19, load_average=2.3), False),  # 1.9 threads of its own
         (epochs(19, 19, load_average=2.5), True),
         (epochs(19, 19, load_average=9.0, other_core_seconds=0.0), False),  # what is counted is known better
