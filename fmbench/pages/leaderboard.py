@@ -32,7 +32,7 @@ Rows share a rank if a test in which seeds and test images are both chance canno
 varies is not known, and its place shows only where that one net came. `python -m fmbench.compare A B` shows
 difference, interval and p of two entries. Times are medians over seeds: training steps only; core-seconds are
 processor time, which a busy machine stretches, too: "busy" marks rows of whose runs one shared its machine, by the
-load or by epochs of equal work whose core-seconds differ by a fifth, or was stopped meanwhile. Time to a target is
+load or by epochs of equal work whose core-seconds differ by a fifth, or was halted meanwhile. Time to a target is
 training time until the watched split first reached it at the end of an epoch; "miss" says that it never did, "-"
 that nothing was watched. Compile time is a cold compile's, or "cached". Transfer entries show parameters and times
 of the trained head alone, without the frozen net's. Where n seeds were trained at once, in one program, times are

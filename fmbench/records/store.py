@@ -167,7 +167,8 @@ def _publish_labels(record: RunRecord, results_dir: Path, data_dir: str | None) 
     dataset = _load_data(record, data_dir)
     if dataset.sha256 != record.data_sha256:
         raise UserError(
-            f"{data_dir or record.config['data'].get('dir')} no longer holds the data of {record.name}; run it again."
+            f"{data_dir or record.config['data'].get('dir')} no longer holds the data of {record.name}; "
+            "run it again."
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

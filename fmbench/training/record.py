@@ -11,12 +11,12 @@ from ml_collections import config_dict
 
 from fmbench import config as config_lib
 from fmbench.records import machine
+from fmbench.records.processes import ProcessList
 from fmbench.records.schema import TARGETS, Epoch, RunRecord, StageResult, Status, predictions_sha256
 from fmbench.system.load import Load
 from fmbench.system.timing import Lap, Stopwatch
 from fmbench.training import steps
 from fmbench.training.input_pipeline import Data
-from fmbench.training.processes import ProcessList
 from fmbench.training.steps import Evaluation, TrainState
 
 TIMED = ("setup", "compile", "train", "eval", "checkpoint")

@@ -17,15 +17,15 @@ from fmbench import config as config_lib
 from fmbench import layers
 from fmbench.errors import UserError
 from fmbench.models import exported
-from fmbench.records import machine, store
+from fmbench.records import machine, processes, store
+from fmbench.records.processes import ProcessList
 from fmbench.records.schema import Calibration, RunRecord, Status
 from fmbench.system import calibration
 from fmbench.system.interrupt import StopRequest, stop_on_signals
 from fmbench.system.timing import Stopwatch, seconds_since_process_start
-from fmbench.training import input_pipeline, parallel, processes, selection, steps, workdir
+from fmbench.training import input_pipeline, parallel, selection, steps, workdir
 from fmbench.training.checkpoint import Checkpoints
 from fmbench.training.optimizer import make_optimizer
-from fmbench.training.processes import ProcessList
 from fmbench.training.record import Diary, is_finite, make_record
 from fmbench.training.reporting import MetricWriter, Progress
 from fmbench.training.steps import Evaluation, Program, TrainState

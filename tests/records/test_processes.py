@@ -7,10 +7,9 @@ from fake_records import ENVIRONMENT
 
 from fmbench import config as config_lib
 from fmbench.errors import UserError
-from fmbench.records import machine, schema, store
+from fmbench.records import machine, processes, schema, store
+from fmbench.records.processes import ProcessList
 from fmbench.records.schema import Environment
-from fmbench.training import processes
-from fmbench.training.processes import ProcessList
 from fmbench.training.run import train_and_evaluate
 
 HERE = ENVIRONMENT | {"code_sha256": "c0de"}
