@@ -146,6 +146,23 @@ def test_work_that_was_lost_is_of_no_conditions(begin):
     assert third.num_resumes == 2
 
 
+def test_work_that_only_a_damaged_checkpoint_had_is_of_no_conditions(begin, monkeypatch):
+    first = begin()
+    first.resume(0, [])
+    saved = first.to_json(55)
+    first.save()
+    with monkeypatch.context() as allowed:
+        allowed.setenv(processes.ELSEWHERE, "1")
+        second = begin(cpu_cores=1)
+        second.resume(55, saved)
+    second.to_json(110)
+    second.save()
+    third = begin()
+    third.resume(55, saved)  # the older checkpoint
+    assert [(process.first_step, process.last_step) for process in third.all] == [(0, 55), (0, 0), (55, 55)]
+    assert schema.unlike(third.all) == ""
+
+
 def test_a_commit_that_git_did_not_tell_is_no_other_one(begin):
     first = begin()
     first.resume(0, [])
