@@ -51,7 +51,7 @@ def _use(parts: list[str], overrides: dict[str, str], minutes: float, results_di
     """Does what there is time for, and returns the exit code."""
     from fmbench.device import suite  # takes JAX, for which the answer to a mistake should not wait
 
-    start = time.time()
+    start = time.monotonic()
     known = ["check", *(entry.name for entry in suite.SUITE), *MEASUREMENTS]
     for part in parts:
         if part not in known:
@@ -88,10 +88,10 @@ def _use(parts: list[str], overrides: dict[str, str], minutes: float, results_di
     failed += [result.entry.name for result in report.results if result.failed]
     measured: dict[str, str] = {}
     for name in [] if report.interrupted else [name for name in MEASUREMENTS if name in parts]:
-        measured[name] = _measure(MEASUREMENTS[name], results_dir, deadline - time.time())
+        measured[name] = _measure(MEASUREMENTS[name], results_dir, deadline - time.monotonic())
         if measured[name].startswith("failed"):
             failed.append(name)
-    page = suite.markdown(report, measured, (time.time() - start) / 60)
+    page = suite.markdown(report, measured, (time.monotonic() - start) / 60)
     with files.atomic_file(results_dir / "accelerator.md") as file:
         file.write(page.encode())
     print(page, end="")

@@ -55,6 +55,12 @@ def main() -> None:
         "--force", action="store_true", help="start anew, throwing away what the work directory holds"
     )
     parser.add_argument(
+        "--resume_elsewhere",
+        action="store_true",
+        help="go on with a run under other code, libraries, machine, cores or thread settings; it is then ranked "
+        "nowhere (also FMBENCH_RESUME_ELSEWHERE=1)",
+    )
+    parser.add_argument(
         "--seeds",
         type=_seeds,
         default=(),
@@ -74,6 +80,8 @@ def main() -> None:
             return
         if arguments.machine is not None:
             os.environ["FMBENCH_MACHINE"] = arguments.machine
+        if arguments.resume_elsewhere:
+            os.environ["FMBENCH_RESUME_ELSEWHERE"] = "1"
         from fmbench import api
 
         records = api.run(

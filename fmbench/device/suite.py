@@ -121,7 +121,7 @@ def run(
         suite: In the order of worth.
         overrides: Fields of all configs, for a rehearsal.
         results_dir: Where the records go.
-        deadline: As `time.time()` has it.
+        deadline: As `time.monotonic()` has it.
         checks: Whether to check the device first.
 
     Raises:
@@ -161,14 +161,14 @@ def _run_entry(
         if _is_finished(name, run_config, results_dir):
             kept += 1
             continue
-        left = deadline - time.time() - MARGIN
+        left = deadline - time.monotonic() - MARGIN
         needed = WORTH_GOING_ON if entry.is_long else expected
         if left < needed:
             why = f"a run takes about {needed:,.0f} s, {max(left, 0):,.0f} s are left"
             break
         print(f"== {entry.name} seed {seed}: about {expected:,.0f} s, {left:,.0f} s are left", flush=True)
         workdir = results_dir / "unfinished" / name
-        began = time.time()
+        began = time.monotonic()
         timer = threading.Timer(left, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
         try:
@@ -180,7 +180,7 @@ def _run_entry(
         finally:
             timer.cancel()
         if record.status == "interrupted":
-            interrupted = time.time() < deadline - MARGIN
+            interrupted = time.monotonic() < deadline - MARGIN
             why = f"stopped after epoch {record.num_epochs} of {run_config.num_epochs}; it goes on from there"
             break
         if record.status == "diverged":
@@ -188,7 +188,7 @@ def _run_entry(
             break
         shutil.rmtree(workdir)
         ran.append(record)
-        expected = time.time() - began
+        expected = time.monotonic() - began
     return Result(entry, ran, expected, kept, entry.num_seeds - len(ran) - kept, why, failed), interrupted
 
 

@@ -139,8 +139,10 @@ def _entry(record: RunRecord) -> str:
 
 def check_records(results_dir: Path, records: dict[Path, RunRecord], *num_folds: int) -> None:
     """Refuses records of anything else than cross-validations over one and the same number of folds."""
-    for record in records.values():
+    for path, record in records.items():
         _entry(record)
+        if record.mixture:
+            raise UserError(f"{path}: the processes that made it differ ({record.mixture}); run the fold again.")
     numbers = {*num_folds, *map(_num_folds, records.values())}
     if len(numbers) > 1:
         raise UserError(
@@ -251,7 +253,7 @@ def _table(rows: Sequence[CrossValidation]) -> str:
     ]
     for row in rows:
         first = row.runs[0]
-        mark = "" if all(run.environment.git_dirty is False for run in row.runs) else " \\*"
+        mark = leaderboard.code_mark(row.runs)
         mark += " †" if row.is_self_reported else ""
         mean, std = mean_and_population_std(row.scores)
         percents = [f"{100 * score:.3f}" for score in row.scores]
@@ -266,8 +268,7 @@ def _table(rows: Sequence[CrossValidation]) -> str:
             f"[png]({curves_file(row)})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    if any(run.environment.git_dirty is not False for row in rows for run in row.runs):
-        lines += ["", "\\* Trained from code that is not exactly a commit."]
+    lines += leaderboard.code_notes([run for row in rows for run in row.runs])
     if any(row.is_self_reported for row in rows):
         lines += [
             "",

@@ -89,7 +89,10 @@ def between_marks(path: Path, marks: tuple[str, str], parts: Sequence[str]) -> d
     Raises:
         UserError: If the marks are not in order.
     """
-    text = path.read_bytes().decode() if path.exists() else ""
+    try:
+        text = path.read_bytes().decode() if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     if not any(mark in text for mark in marks):
         return {}
     before, _, rest = text.partition(marks[0])

@@ -33,11 +33,11 @@ Rows share a rank if a test in which seeds and test images are both chance canno
 varies is not known, and its place shows only where that one net came. `python -m fmbench.compare A B` shows
 difference, interval and p of two entries. Times are medians over seeds: training steps only; core-seconds are
 processor time, which a busy machine stretches, too: "busy" marks rows of whose runs one shared its machine, by the
-load or by epochs of equal work whose core-seconds differ by a fifth. Time to a target is training time until the
-watched split first reached it at the end of an epoch; "miss" says that it never did, "-" that nothing was watched.
-Compile time is a cold compile's, or "cached". Transfer entries show parameters and times of the trained head
-alone, without the frozen net's. Where n seeds were trained at once, in one program, times are those of all n
-together, images per second those of one.
+load or by epochs of equal work whose core-seconds differ by a fifth, or was halted meanwhile. Time to a target is
+training time until the watched split first reached it at the end of an epoch; "miss" says that it never did, "-"
+that nothing was watched. Compile time is a cold compile's, or "cached". Transfer entries show parameters and times
+of the trained head alone, without the frozen net's. Where n seeds were trained at once, in one program, times are
+those of all n together, images per second those of one.
 """
 
 OTHER_DATA_PAGE = "other_data.md"
@@ -155,6 +155,8 @@ def _page(
         markdown += ["## Trained again", _markdown_verified(of_records)]
     if marked := implausible(records):
         markdown += ["## Implausible", _markdown_implausible(records, marked)]
+    if mixed := [record for record in records.values() if record.status == "completed" and record.mixture]:
+        markdown += ["## Made under several conditions", _markdown_mixed(mixed)]
     if unfinished := [record for record in records.values() if record.status != "completed"]:
         markdown += ["## Not finished", markdown_unfinished(unfinished)]
     return "\n\n".join(part.strip() for part in markdown) + "\n"
@@ -186,7 +188,11 @@ def entries_by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list
 
 def _by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list[dict[Path, RunRecord]]]:
     marked = implausible(records)
-    counted = {p: record for p, record in records.items() if record.status == "completed" and p not in marked}
+    counted = {
+        path: record
+        for path, record in records.items()
+        if record.status == "completed" and path not in marked and not record.mixture
+    }
     conditions = {}
     for condition, group in sorted(_group(counted, condition_of).items()):
         _check_same_data(group)
@@ -272,7 +278,7 @@ def _markdown_table(rows: list[Row], prefix: str) -> str:
     ]
     for rank, runs in rows:
         first = runs[0]
-        mark = "" if all(run.environment.git_dirty is False for run in runs) else " \\*"
+        mark = code_mark(runs)
         cells = [
             "n = 1" if rank is None else str(rank),
             f"{generated.link(first.entry, first.config_file, prefix)}{mark}",
@@ -286,11 +292,32 @@ def _markdown_table(rows: list[Row], prefix: str) -> str:
             compile_text(runs),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    if any(r.environment.git_dirty is not False for row in rows for r in row.runs):
-        lines += ["", "\\* Trained from code that is not exactly a commit."]
+    lines += code_notes([run for row in rows for run in row.runs])
     if mixed := [f"{row.runs[0].entry}: {mix}" for row in rows if (mix := what_differs(row.runs))]:
         lines += ["", f"Seeds of one row that differ: {'. '.join(mixed)}."]
     return "\n".join(lines)
+
+
+def code_mark(runs: list[RunRecord]) -> str:
+    """Behind an entry's name, if the code of a run is not exactly a commit, or not known to be one."""
+    dirty = {run.environment.git_dirty for run in runs}
+    return (" \\*" if True in dirty else "") + (" ‡" if None in dirty else "")
+
+
+def code_notes(runs: list[RunRecord]) -> list[str]:
+    """Lines below a table that explain the marks of `code_mark` in it."""
+    lines = []
+    if any(run.environment.git_dirty for run in runs):
+        lines += ["", "\\* Trained from code that is not exactly a commit."]
+    unknown = [
+        run.environment.git_unknown or "git did not say" for run in runs if run.environment.git_dirty is None
+    ]
+    if unknown:
+        lines += [
+            "",
+            f"‡ Whether the code is a commit's is not known ({generated.text('; '.join(sorted(set(unknown))))}).",
+        ]
+    return lines
 
 
 def _accelerators(runs: list[RunRecord]) -> list[str]:
@@ -357,6 +384,20 @@ def _markdown_implausible(records: dict[Path, RunRecord], why: dict[Path, str]) 
     for path, reason in sorted(why.items()):
         record = records[path]
         lines.append(f"| {record.entry} | {record.seed} | {_percent([record.test_accuracy])} | {reason} |")
+    return "\n".join(lines)
+
+
+def _markdown_mixed(records: list[RunRecord]) -> str:
+    lines = [
+        "The processes that made these differ in code, libraries, machine or settings, so their times are no "
+        "machine's, and they have no rank.",
+        "",
+        "| entry | seed | test accuracy, % | processes | in what they differ |",
+        "|:--|--:|--:|--:|:--|",
+    ]
+    for record in records:
+        cells = [record.entry, str(record.seed), _percent([record.test_accuracy]), str(len(record.processes))]
+        lines.append(f"| {' | '.join([*cells, generated.text(record.mixture)])} |")
     return "\n".join(lines)
 
 

@@ -334,10 +334,11 @@ def _flops(run: RunRecord) -> float:
 
 
 def _commit(run: RunRecord) -> str:
-    if run.environment.git_commit is None:
-        return "none"
-    commit = run.environment.git_commit[:7]
-    return commit if run.environment.git_dirty is False else f"{commit} (dirty)"
+    environment = run.environment
+    if environment.git_commit is None:
+        return f"not known ({environment.git_unknown})" if environment.git_unknown else "not known"
+    changed = {False: "", True: " (dirty)", None: " (changes not known)"}
+    return environment.git_commit[:7] + changed[environment.git_dirty]
 
 
 def _distinct(texts: Iterable[str]) -> str:

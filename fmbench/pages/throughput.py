@@ -440,8 +440,10 @@ def _versions(measurements: Measurements, conditions: Mapping[str, Conditions]) 
 
 def _describe(conditions: Conditions) -> str:
     environment = conditions.environment
-    commit = (environment.git_commit or "no commit")[:12]
-    changed = "" if environment.git_dirty is False else ", with changes"
+    commit = environment.git_commit[:12] if environment.git_commit else "not known"
+    changed = {False: "", True: ", with changes", None: ", whether changed is not known"}[environment.git_dirty]
+    if environment.git_unknown:
+        changed += f" ({environment.git_unknown})"
     return (
         f"{conditions.created[:10]}, {_machine(conditions)}, {environment.operating_system}, "
         f"Python {environment.python}, {_version_list(environment.versions)}; commit {commit}{changed}"

@@ -13,8 +13,13 @@ LEAST_CORE_SECONDS = 0.5  # of an epoch whose spread says something
 
 
 def is_busy(record: RunRecord) -> bool:
-    """Whether a run shared its machine, by what was noted of the load or by its core-seconds' spread."""
+    """Whether a run was stopped, or shared its machine, by the noted load or by its core-seconds' spread.
+
+    The time in which it lay still is in no other; but caches are cold then, and accelerators went on meanwhile.
+    """
     history = record.history
+    if any(epoch.asleep_seconds for epoch in history):
+        return True
     cores = record.environment.cpu_quota or record.environment.cpu_cores
     seconds = sum(epoch.train_seconds for epoch in history)
     others = sum(epoch.other_core_seconds or 0 for epoch in history)

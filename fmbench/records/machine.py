@@ -2,15 +2,19 @@
 
 import contextlib
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
 import re
 import resource
 import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import psutil
@@ -33,7 +37,14 @@ THREAD_SETTINGS = (
     *("GOMP_CPU_AFFINITY", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
     *("NPROC", "PJRT_NPROC"),  # XLA's
 )
+ARITHMETIC_SETTINGS = (  # which change bits and speed, as the number of threads does
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
+    *("JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "NVIDIA_TF32_OVERRIDE", "LIBTPU_INIT_ARGS"),
+)
 MACHINE = "FMBENCH_MACHINE"
+PACKAGE = REPOSITORY / "fmbench"
+GIT_REDIRECTIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
+GIT_TIMEOUT = 60  # seconds
 
 
 def environment(*, ask_driver: bool = True) -> Environment:
@@ -55,7 +66,7 @@ def environment(*, ask_driver: bool = True) -> Environment:
             readings = nvidia.Readings() if device.platform == "gpu" else None
             accelerators = _accelerators(readings)
             versions |= {"NVIDIA driver": readings.driver} if readings and readings.driver else {}
-    commit, dirty = _git()
+    git = _git()
     cpuinfo = _cpuinfo()
     flags = cpuinfo.get("flags", cpuinfo.get("Features", "")).split()
     return Environment(
@@ -78,8 +89,10 @@ def environment(*, ask_driver: bool = True) -> Environment:
         versions=versions,
         accelerators=accelerators,
         xla_flags=os.environ.get("XLA_FLAGS", ""),
-        git_commit=commit,
-        git_dirty=dirty,
+        git_commit=git.commit,
+        git_dirty=git.dirty,
+        git_unknown=git.unknown,
+        code_sha256=code_sha256(),
     )
 
 
@@ -192,8 +205,9 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _thread_settings() -> dict[str, str]:
-    """What is set of THREAD_SETTINGS, but for the waiting that fmbench.layers.onednn chooses by itself."""
-    given = {name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ}
+    """What is set of these settings, but for the waiting that fmbench.layers.onednn chooses by itself."""
+    settings = THREAD_SETTINGS + ARITHMETIC_SETTINGS
+    given = {name: os.environ[name] for name in settings if name in os.environ}
     if given.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
         del given["OMP_WAIT_POLICY"]
     return given
@@ -206,17 +220,74 @@ def _cpu_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _git() -> tuple[str | None, bool | None]:
-    """Commit of this checkout and whether anything but results/ differs from it; None outside git."""
+@functools.cache
+def code_sha256() -> str:
+    """The hash of fmbench's Python files, at the first call: of what this process has loaded."""
+    return _sha256(sorted(PACKAGE.rglob("*.py")), PACKAGE)
 
-    def git(*arguments: str) -> str | None:
-        try:
-            command = ["git", "-C", str(REPOSITORY), *arguments]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
 
-    if git("rev-parse", "--show-toplevel") != str(REPOSITORY):
-        return None, None  # installed elsewhere, perhaps below someone else's repository
-    changes = git("status", "--porcelain", "--", ".", ":!results", ":!README.md")
-    return git("rev-parse", "HEAD"), None if changes is None else bool(changes)
+def sha256_of_modules(names: Iterable[str]) -> str:
+    """The hash of `code_sha256` and of the files of these modules, which lie outside of fmbench."""
+    modules = sorted({name for name in names if getattr(sys.modules.get(name), "__file__", None)})
+    hashes = [f"{name} {_sha256([Path(str(sys.modules[name].__file__))])}" for name in modules]
+    return hashlib.sha256("\n".join([code_sha256(), *hashes]).encode()).hexdigest() if hashes else code_sha256()
+
+
+def _sha256(files: Sequence[Path], folder: Path | None = None) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(folder).as_posix() if folder else ''}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+class _Git(NamedTuple):
+    """What git says of the checkout; None is not known."""
+
+    commit: str | None
+    dirty: bool | None  # whether anything but results/ and the README differs from it
+    unknown: str | None  # why one of them is None
+
+
+def _git() -> _Git:
+    """Commit of this checkout and whether anything but results/ differs from it."""
+    try:
+        top = _ask_git("rev-parse", "--show-toplevel")
+        if top != str(REPOSITORY):
+            return _Git(None, None, "fmbench is not in a checkout of its own")  # below somebody else's, perhaps
+        commit = _ask_git("rev-parse", "HEAD")
+    except _GitError as error:
+        return _Git(None, None, str(error))
+    try:
+        changes = _ask_git(
+            "status", "--porcelain", "--untracked-files=normal", "--", ".", ":!results", ":!README.md"
+        )
+    except _GitError as error:
+        return _Git(commit, None, str(error))
+    return _Git(commit, bool(changes), None)
+
+
+class _GitError(Exception):
+    """Git's reason for not answering, in one line."""
+
+
+def _ask_git(*arguments: str) -> str:
+    """What git answers about this checkout, whatever repository the environment, as that of a hook, points to."""
+    environment = {name: value for name, value in os.environ.items() if name not in GIT_REDIRECTIONS}
+    try:
+        answer = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(REPOSITORY), *arguments],
+            env=environment | {"LC_ALL": "C"},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=GIT_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        raise _GitError(f"git gave no answer in {GIT_TIMEOUT} s") from None
+    except OSError as error:
+        raise _GitError(f"git cannot be run ({error.strerror})") from None
+    if answer.returncode:
+        first, *_ = answer.stderr.strip().splitlines() or [f"git ended with {answer.returncode}"]
+        raise _GitError(f"git: {first.removeprefix('fatal: ')}")
+    return answer.stdout.strip()

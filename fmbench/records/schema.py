@@ -1,5 +1,6 @@
 """A run's record: its fields, what is checked of them, and its name."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -8,15 +9,21 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fmbench import config as config_lib
 from fmbench.data import proof
+from fmbench.errors import nearest
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Seconds = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
+# Beyond these limits nothing is measured, and arithmetic overflows.
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]
+Seconds = Annotated[float, Field(ge=0, le=1e10)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Status = Literal["completed", "interrupted", "diverged"]
 Watched = Literal["validation", "test"]
 FILE_NAME = r"^_*[A-Za-z0-9][A-Za-z0-9_.=+-]*$"  # what an entry, and so a record, may be called
 TARGETS = ("90", "92", "94")  # percent; the keys of time_to_target
+MIXED = "-mixed"  # in the name of a record whose processes differ
 COMPUTING = ("jax", "jaxlib", "flax", "optax", "onednn-cpu-gomp", "CUDA", "cuDNN")
 
 
@@ -38,7 +45,7 @@ class Accelerator(Strict):
     max_sm_clock_mhz: Count | None = None
     memory_clock_mhz: Count | None = None
     max_memory_clock_mhz: Count | None = None
-    power_limit_watts: float | None = None
+    power_limit_watts: Number | None = None
 
 
 class Environment(Strict):
@@ -54,10 +61,10 @@ class Environment(Strict):
     machine: str | None = None  # what --machine or FMBENCH_MACHINE calls it
     cpu_stepping: str | None = None  # family, model and stepping: "26.2.1"; many models are called 'AMD EPYC'
     instruction_sets: list[str] | None = None  # those of `machine.INSTRUCTION_SETS` that it has
-    cpu_quota: float | None = None  # cores' worth of time that a control group allows, if it allows fewer
+    cpu_quota: Number | None = None  # cores' worth of time that a control group allows, if it allows fewer
     memory_bytes: Count | None = None
     virtualised: bool | None = None
-    thread_settings: dict[str, str] | None = None  # of OMP_NUM_THREADS and its like, what is set
+    thread_settings: dict[str, str] | None = None  # OMP_NUM_THREADS and its like, and of arithmetic; what is set
     operating_system: str
     python: str
     versions: dict[str, str]  # of packages and, on NVIDIA GPUs, of driver, CUDA and cuDNN
@@ -65,6 +72,8 @@ class Environment(Strict):
     xla_flags: str
     git_commit: str | None
     git_dirty: bool | None  # anything changed outside results/
+    git_unknown: str | None = None  # why one of the two is None, in git's words
+    code_sha256: str | None = None  # of fmbench's Python files and of the modules that the config names
 
     @property
     def machine_title(self) -> str:
@@ -91,6 +100,28 @@ class Environment(Strict):
         return f"{slug}-{hashlib.sha256(self.machine_title.encode()).hexdigest()[:4]}"
 
     @property
+    def conditions(self) -> dict[str, str]:
+        """What the processes of one run must share, by name, in words; what is not set or not told is left out."""
+        fields = (
+            *("git_commit", "code_sha256", "python", "device_platform", "device_kind", "num_devices"),
+            *(
+                "num_processes",
+                "cpu",
+                "cpu_stepping",
+                "machine",
+                "cpu_cores",
+                "cpu_quota",
+                "virtualised",
+                "xla_flags",
+            ),
+        )
+        found = {field: getattr(self, field) for field in fields}
+        found["instruction_sets"] = " ".join(self.instruction_sets or [])
+        found["memory"] = f"{self.memory_bytes / 2**30:.0f} GiB" if self.memory_bytes else None
+        found |= (self.thread_settings or {}) | self.versions
+        return {name: str(value) for name, value in found.items() if value not in (None, "")}
+
+    @property
     def software(self) -> tuple[str, ...]:
         """Versions of what computes, which the runs of a row share: 'jax 0.12.0'."""
         return tuple(f"{name} {self.versions[name]}" for name in COMPUTING if name in self.versions)
@@ -101,21 +132,22 @@ class Epoch(Strict):
 
     epoch: Count  # 1 for the first
     step: Count  # steps done at its end
-    learning_rate: float
-    train_loss: float
+    learning_rate: Number
+    train_loss: Number
     train_accuracy: Fraction
     train_seconds: Seconds  # of this epoch alone
     train_core_seconds: Seconds
-    train_images_per_sec: float
+    train_images_per_sec: Number
     gap_seconds: Seconds | None = None  # from the last step of the epoch before to the first of this one
     # What else the machine did meanwhile; None in records from before it was asked, and where nobody tells.
     load_average: Seconds | None = None  # of a minute; mean of those at the start and at the end
     other_core_seconds: Seconds | None = None  # that other processes had on the cores this one may run on
     stolen_core_seconds: Seconds | None = None  # that the host of a virtual machine, or a quota, took from it
     involuntary_switches: Count | None = None  # times a thread was ready to go on, and had to wait
-    val_loss: float | None = None
+    asleep_seconds: Seconds | None = None  # stopped, or the machine asleep; in none of the other seconds
+    val_loss: Number | None = None
     val_accuracy: Fraction | None = None
-    test_loss: float | None = None  # only where the config watches the test set
+    test_loss: Number | None = None  # only where the config watches the test set
     test_accuracy: Fraction | None = None
 
 
@@ -131,12 +163,27 @@ class StageResult(Strict):
 
     name: str
     num_epochs: Count  # done
-    learning_rate: float  # peak
-    augment: dict[str, float | str]  # strengths and the function's import path, as the config has them
+    learning_rate: Number  # peak
+    augment: dict[str, Number | str]  # strengths and the function's import path, as the config has them
     train_seconds: Seconds
     train_core_seconds: Seconds
     val_accuracy: Fraction | None
     test_accuracy: Fraction
+
+
+class Process(Strict):
+    """One of the processes that made a run, also if it was killed."""
+
+    began: str  # UTC, ISO 8601; '' for one from before processes were listed
+    ended: Literal["completed", "interrupted", "diverged", "failed", "killed"] | None = None  # None: not yet
+    # The steps that it did of those that led to the run's last state: none, if they are equal.
+    first_step: Count = 0
+    last_step: Count = 0
+    wall_seconds: Seconds = 0.0  # but for those asleep; of one that was killed to within a second
+    asleep_seconds: Seconds = 0.0
+    git_dirty: bool | None = None
+    git_unknown: str | None = None
+    conditions: dict[str, str]  # as `Environment.conditions`
 
 
 class RunRecord(Strict):
@@ -158,10 +205,10 @@ class RunRecord(Strict):
     model: str
     num_params: Count  # with the batch norms' running statistics, as Keras counts
     num_trainable_params: Count
-    flops_per_image: float  # of a training step
+    flops_per_image: Number  # of a training step
 
     data_version: str
-    data_sha256: dict[str, str]
+    data_sha256: dict[str, Sha256]
     num_train: Count
     num_validation: Count
     num_test: Count
@@ -169,12 +216,12 @@ class RunRecord(Strict):
 
     num_epochs: Count  # done
     num_steps: Count  # done
-    num_resumes: Count
-    train_loss: float | None
+    num_resumes: Count  # processes after the first, also those that were killed
+    train_loss: Number | None
     train_accuracy: Fraction | None
-    val_loss: float | None
+    val_loss: Number | None
     val_accuracy: Fraction | None
-    test_loss: float | None
+    test_loss: Number | None
     test_accuracy: Fraction | None
     test_top5_accuracy: Fraction | None
     test_per_class_accuracy: list[Fraction] | None
@@ -191,10 +238,10 @@ class RunRecord(Strict):
     checkpoint_seconds: Seconds
     train_core_seconds: Seconds
     eval_core_seconds: Seconds
-    wall_seconds: Seconds  # all of it, over all resumes
-    train_images_per_sec: float | None  # steady state: median over epochs
-    eval_images_per_sec: float | None
-    step_time_ms: float | None  # steady state
+    wall_seconds: Seconds  # of all processes, also those that were killed, but for the time asleep
+    train_images_per_sec: Number | None  # steady state: median over epochs
+    eval_images_per_sec: Number | None
+    step_time_ms: Number | None  # steady state
     train_share: Fraction | None = None  # of the wall time, in training steps
     peak_memory_bytes: Count
     time_to_target: dict[str, Seconds | None]  # "94" -> train seconds to 94 % on the watched split
@@ -202,7 +249,8 @@ class RunRecord(Strict):
     history: list[Epoch]
     stages: list[StageResult] = []  # those that were finished
     calibration: Calibration | None = None  # None in records from before and where it was not measured
-    environment: Environment
+    environment: Environment  # of the last process
+    processes: list[Process] = []  # in their order; none in records from before they were listed
     val_predictions_sha256: str | None = None  # of a fold, in the order of its rows
 
     @field_validator("time_to_target")
@@ -211,6 +259,13 @@ class RunRecord(Strict):
         if set(seconds) != set(TARGETS):
             raise ValueError(f"the targets are {', '.join(TARGETS)}")
         return seconds
+
+    @field_validator("data_sha256")
+    @classmethod
+    def _has_that_of_the_labels(cls, sha256: dict[str, str]) -> dict[str, str]:
+        if "t10k-labels" not in sha256:
+            raise ValueError("t10k-labels is missing")
+        return sha256
 
     @model_validator(mode="after")
     def _completed_means_tested(self) -> "RunRecord":
@@ -225,6 +280,9 @@ class RunRecord(Strict):
         for field in ("entry", "config_file", "seed", "dtype", "parallel", "batch_size"):
             if self.config.get(field) != getattr(self, field):
                 raise ValueError(f"{field} is {getattr(self, field)}, but config.{field} {self.config.get(field)}")
+        _check_config(self.config, _defaults())
+        for field in {"num_epochs", "data"} - self.config.keys():
+            raise ValueError(f"config.{field} is missing")
         if self.num_epochs > self.config.get("num_epochs", 0):
             raise ValueError(f"num_epochs is {self.num_epochs}, more than config.num_epochs")
         return self
@@ -236,17 +294,73 @@ class RunRecord(Strict):
         return self
 
     @property
+    def mixture(self) -> str:
+        """In what the processes that made it differ, so that it is no single machine's; '' if in nothing."""
+        return unlike(self.processes)
+
+    @property
     def name(self) -> str:
         """File name without ending; a run on old or other data never takes that of one on the standard data."""
         name = record_name(self.entry, self.environment, self.dtype, self.seed)
         name += f"-with{self.trained_with}" if self.trained_with else ""
+        name += MIXED if self.mixture else ""
         has_suffix = self.data_version == proof.OLD or proof.is_unproven(self.data_version)
         return f"{name}-{self.data_version}" if has_suffix else name
 
 
+def _check_config(recorded: Any, defaults: dict[str, Any], where: str = "config") -> None:
+    """Refuses fields and kinds of values that a config cannot have; `recorded` may lack fields that came later.
+
+    Raises:
+        ValueError: Names the field.
+    """
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{where} is {recorded!r:.50}; it must be a group of fields")
+    if where == "config.stages":
+        defaults = {name: config_lib.to_json(config_lib.stage(0)) for name in recorded}
+    for name, value in recorded.items():
+        field = f"{where}.{name}"
+        if isinstance(defaults.get(name), dict):
+            _check_config(value, defaults[name], field)
+            continue
+        if name not in defaults and where != "config.model":
+            raise ValueError(f"there is no {field}{nearest(name, defaults)}")
+        default = defaults.get(name, value)
+        kind = type("" if default is None else default)
+        numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, float | int)]
+        is_kind = isinstance(value, (float, int) if kind is float else kind) and kind is not dict
+        is_kind &= isinstance(value, bool) == (kind is bool)
+        if not (is_kind or value is default is None) or not all(abs(number) <= 1e30 for number in numbers):
+            raise ValueError(f"{field} is {value!r:.50}; it must be {config_lib.KINDS.get(kind, 'a plain value')}")
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return config_lib.to_json(config_lib.base_config())
+
+
+def unlike(processes: Sequence[Process]) -> str:
+    """In what those differ that a run's last state, or its evaluation, comes from: 'cpu_cores: 2 -> 1', or ''.
+
+    A commit that is not known differs from none: the hash of the code tells.
+    """
+    made = [process.conditions for process in processes if process.last_step > process.first_step]
+    made += [process.conditions for process in processes[-1:]]
+    if {} in made:
+        return "those of an earlier process are not known"
+    parts = []
+    for name in sorted({name for conditions in made for name in conditions}):
+        values = [conditions.get(name, "none") for conditions in made]
+        if name == "git_commit":
+            values = [value for value in values if value != "none"]
+        if len(set(values)) > 1:
+            parts.append(f"{name}: {' -> '.join(dict.fromkeys(values))}")
+    return ", ".join(parts)
+
+
 def what_differs(runs: Sequence[RunRecord]) -> str:
     """What the runs of one row do not share of code and libraries: 'commits 1ee253f, 755e268; numpy 2.4, 2.5'."""
-    commits = {(run.environment.git_commit or "unknown")[:7] for run in runs}
+    commits = {commit[:7] if (commit := run.environment.git_commit) else "not known" for run in runs}
     parts = [f"commits {', '.join(sorted(commits))}"] if len(commits) > 1 else []
     for name in sorted({name for run in runs for name in run.environment.versions}):
         versions = {run.environment.versions.get(name, "none") for run in runs}

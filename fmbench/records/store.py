@@ -1,6 +1,8 @@
 """Records on disk: written and published, read and proven."""
 
+import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,11 @@ from fmbench.data import fashion_mnist, proof
 from fmbench.errors import UserError
 from fmbench.records.schema import RunRecord, predictions_sha256
 from fmbench.system.files import atomic_file
+
+# Bytes. The largest committed record has 43,000, and predictions have one for each test image.
+LARGEST_RECORD = 64 << 20
+LARGEST_ARRAY = 64 << 20
+LONGEST_TEXT = 300  # characters of a file that a message repeats
 
 
 def check_writable(results_dir: Path) -> None:
@@ -77,15 +84,39 @@ def read(path: Path) -> RunRecord:
         UserError: If the file cannot be read or is no valid record; names the file and the field.
     """
     try:
-        return RunRecord.model_validate_json(path.read_bytes())
+        return RunRecord.model_validate_json(_read_bytes(path, LARGEST_RECORD))
     except OSError as error:
-        raise UserError(f"{path}: cannot read the record ({error.strerror}).") from error
+        raise UserError(f"{path}: cannot read the record ({error.strerror or error}).") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
         raise UserError(
-            f"{path}: not a valid record, field '{field}': {first['msg']}. Delete it and run the entry again."
+            f"{path}: not a valid record, field '{_in_one_line(field)}': {_in_one_line(first['msg'])}. Delete it "
+            "and run the entry again."
         ) from error
+
+
+def _read_bytes(path: Path, largest: int) -> bytes:
+    """The content of a plain file; a link may lead anywhere, and a pipe or device may never end.
+
+    Raises:
+        OSError: If it is anything else, is larger, or cannot be read.
+    """
+    if path.is_symlink():
+        raise OSError("it is a link; put the file itself in its place")
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no plain file; remove it")
+        if status.st_size > largest:
+            raise OSError(f"it has {status.st_size:,} bytes, and {largest:,} at most are read")
+        return file.read(largest)
+
+
+def _in_one_line(text: str) -> str:
+    """What a file says, for a message: short, and without line ends or what moves a terminal's cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text[:LONGEST_TEXT])
 
 
 def read_predictions(record: RunRecord, path: Path) -> np.ndarray:
@@ -137,7 +168,8 @@ def _publish_labels(record: RunRecord, results_dir: Path, data_dir: str | None) 
     dataset = _load_data(record, data_dir)
     if dataset.sha256 != record.data_sha256:
         raise UserError(
-            f"{data_dir or record.config['data']['dir']} no longer holds the data of {record.name}; run it again."
+            f"{data_dir or record.config['data'].get('dir')} no longer holds the data of {record.name}; "
+            "run it again."
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +181,7 @@ def _publish_labels(record: RunRecord, results_dir: Path, data_dir: str | None) 
 
 def _load_data(record: RunRecord, data_dir: str | None = None) -> fashion_mnist.Dataset:
     data = record.config["data"]
-    return fashion_mnist.load(data["source"], data_dir or data["dir"], data.get("unproven", False))
+    return fashion_mnist.load(data.get("source", "tfds"), data_dir or data.get("dir"), data.get("unproven", False))
 
 
 def _labels_path(record: RunRecord, results_dir: Path) -> Path:
@@ -158,10 +190,10 @@ def _labels_path(record: RunRecord, results_dir: Path) -> Path:
 
 def _read_array(path: Path, what: str) -> np.ndarray:
     try:
-        with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+        return np.lib.format.read_array(io.BytesIO(_read_bytes(path, LARGEST_ARRAY)), allow_pickle=False)
     except Exception as error:  # NumPy raises many kinds for a damaged file
-        raise UserError(f"{path}: cannot read {what} ({error}).") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"{path}: cannot read {what} ({_in_one_line(str(reason))}).") from error
 
 
 def read_all(results_dir: Path) -> dict[Path, RunRecord]:

@@ -75,6 +75,10 @@ def differences(there: Environment, here: Environment) -> list[str]:
     """What is not the same here as where a record was made, as far as its numbers may depend on it."""
     fields = ("git_commit", "git_dirty", "device_kind", "num_devices", "cpu_cores", "python", "xla_flags")
     pairs = {field: (getattr(there, field), getattr(here, field)) for field in fields}
+    # In records from before they were asked for, nothing is known of them.
+    settings = {} if there.thread_settings is None else (there.thread_settings | (here.thread_settings or {}))
+    for name in settings:
+        pairs[name] = ((there.thread_settings or {}).get(name), (here.thread_settings or {}).get(name))
     packages = sorted(there.versions.keys() | here.versions.keys())
     pairs |= {package: (there.versions.get(package), here.versions.get(package)) for package in packages}
     return [f"{name}: {old} there, {new} here" for name, (old, new) in pairs.items() if old != new]

@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 from fmbench import config as config_lib
 from fmbench.records import machine
+from fmbench.records.processes import ProcessList
 from fmbench.records.schema import TARGETS, Epoch, RunRecord, StageResult, Status, predictions_sha256
 from fmbench.system.load import Load
 from fmbench.system.timing import Lap, Stopwatch
@@ -28,7 +29,6 @@ class Diary:
         history: The finished epochs, as `records.schema.Epoch` has them.
         stages: The finished stages, as `records.schema.StageResult` has them.
         epoch: Sums over the steps of the present epoch.
-        num_resumes: How often the run was taken up again.
         diverged: Whether the loss is no finite number any more.
     """
 
@@ -37,13 +37,11 @@ class Diary:
         history: list[dict[str, Any]] | None = None,
         stages: list[dict[str, Any]] | None = None,
         epoch: dict[str, Any] | None = None,
-        num_resumes: int = 0,
         diverged: bool = False,
     ):
         self.history = history or []
         self.stages = stages or []
         self.epoch = epoch or _no_sums()
-        self.num_resumes = num_resumes
         self.diverged = diverged
 
     def to_json(self) -> dict[str, Any]:
@@ -58,6 +56,7 @@ class Diary:
         self.epoch["seconds"] += lap.seconds
         self.epoch["core_seconds"] += lap.core_seconds
         self.epoch["gap_seconds"] += lap.gap
+        self.epoch["asleep_seconds"] = self.epoch.get("asleep_seconds", 0.0) + lap.asleep
         for name, value in lap.load._asdict().items() if lap.load else ():
             if value is not None:  # all but the average are counts
                 added = lap.seconds * value if name == "load_average" else value
@@ -78,7 +77,7 @@ class Diary:
             "train_core_seconds": sums["core_seconds"],
             "train_images_per_sec": data.images_per_epoch / sums["seconds"],
             "gap_seconds": sums["gap_seconds"],
-            **{name: sums[name] for name in Load._fields if name in sums},
+            **{name: sums[name] for name in ("asleep_seconds", *Load._fields) if name in sums},
         }
         if "load_average" in epoch:
             epoch["load_average"] /= sums["seconds"]
@@ -130,6 +129,7 @@ def make_record(
     diary: Diary,
     evaluations: Mapping[str, Evaluation],
     stopwatch: Stopwatch,
+    processes: ProcessList,
     **measured: Any,
 ) -> RunRecord:
     """The record of a run that has ended.
@@ -142,6 +142,7 @@ def make_record(
         diary: Its epochs and stages.
         evaluations: Of the last state, by split; none, if the run was not completed.
         stopwatch: Its times.
+        processes: That made it.
         measured: Further fields of the record, as they are.
     """
     history = [Epoch(**epoch) for epoch in diary.history]
@@ -159,7 +160,7 @@ def make_record(
         **{name: getattr(data, name) for name in ("num_train", "num_validation", "num_test", "watched")},
         num_epochs=len(history),
         num_steps=int(state.step),
-        num_resumes=diary.num_resumes,
+        num_resumes=processes.num_resumes,
         **_accuracies(history, evaluations),
         val_predictions_sha256=_fold_sha256(config, evaluations),
         **_times(stopwatch),
@@ -168,7 +169,8 @@ def make_record(
         peak_memory_bytes=machine.peak_memory_bytes(),
         history=history,
         stages=[StageResult(**stage) for stage in diary.stages],
-        environment=machine.environment(),
+        environment=processes.environment(),
+        processes=processes.all,
         **measured,
     )
 

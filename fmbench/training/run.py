@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,8 @@ from fmbench import config as config_lib
 from fmbench import layers
 from fmbench.errors import UserError
 from fmbench.models import exported
-from fmbench.records import machine, store
+from fmbench.records import machine, processes, store
+from fmbench.records.processes import ProcessList
 from fmbench.records.schema import Calibration, RunRecord, Status
 from fmbench.system import calibration
 from fmbench.system.interrupt import StopRequest, stop_on_signals
@@ -86,7 +86,8 @@ def train_seeds(
         if all(workdir.is_finished(lane.directory) for lane in lanes):
             print(f"{_name(lanes)}: already finished in {directory}; --force trains it anew.")
         else:
-            _run(lanes, directory, stop, stop_after)
+            with processes.listed(directory, lanes[0].config) as process_list:
+                _run(lanes, directory, stop, stop_after, process_list)
         return [store.publish(lane.directory / "record", results_dir, data_dir=config.data.dir) for lane in lanes]
 
 
@@ -100,20 +101,20 @@ class Lane:
     evaluations: dict[str, Evaluation] = dataclasses.field(default_factory=dict)  # of the present state, by split
 
 
-def _run(lanes: list[Lane], directory: Path, stop: StopRequest, stop_after: int) -> None:
+def _run(
+    lanes: list[Lane], directory: Path, stop: StopRequest, stop_after: int, process_list: ProcessList
+) -> None:
     """Trains all lanes, and leaves the record of each, with its predictions, in its directory."""
-    began = time.perf_counter()
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(process_list.watch)
     is_first = next(_runs_of_process) == 0
     config = lanes[0].config  # but for the seed the others' too
     checkpoints = Checkpoints(directory / "checkpoints")
-    plan, state = _prepare(lanes, directory, checkpoints, stopwatch)
-    began -= stopwatch.seconds["wall"]
+    plan, state = _prepare(lanes, directory, checkpoints, stopwatch, process_list)
     step = int(state.step.max())
     writers = [MetricWriter(lane.directory, step) for lane in lanes]
     display = Progress(num_steps=plan.num_steps, first_step=step, batch_size=config.batch_size)
     display.line(_first_line(lanes, plan, state))
-    if lanes[0].diary.num_resumes:
+    if step:
         display.line(f"resumed from {directory} after step {step} of {plan.num_steps}")
 
     # Train.
@@ -153,9 +154,10 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest, stop_after: int)
 
         # Wait for the writing, so that it takes nothing from the next epoch's clock.
         with stopwatch("checkpoint"):
-            progress = {"diaries": [lane.diary.to_json() for lane in lanes]}
-            checkpoints.save(step, state, progress | stopwatch.to_json(wall=time.perf_counter() - began))
+            progress = {"diaries": [lane.diary.to_json() for lane in lanes], **stopwatch.to_json()}
+            checkpoints.save(step, state, progress | {"processes": process_list.to_json(step)})
             checkpoints.wait()
+            process_list.save()
         is_last = bool(stop.signum) or step == stop_after * plan.data.steps_per_epoch
         is_interrupted = is_last and step < plan.num_steps
         if is_interrupted:
@@ -181,7 +183,8 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest, stop_after: int)
                 exported.export_model(lane.directory / "model", *own_state.evaluated, description)
         else:
             lane.evaluations = {}
-        wall_seconds = time.perf_counter() - began
+        process_list.end(status)
+        wall_seconds = process_list.wall_seconds
         record = make_record(
             lane.config,
             status,
@@ -190,6 +193,7 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest, stop_after: int)
             lane.diary,
             lane.evaluations,
             stopwatch,
+            process_list,
             trained_with=len(lanes) - 1,
             steps_per_call=plan.steps_per_call,
             flops_per_image=flops_per_image,
@@ -248,7 +252,11 @@ class Plan(NamedTuple):
 
 
 def _prepare(
-    lanes: list[Lane], directory: Path, checkpoints: Checkpoints, stopwatch: Stopwatch
+    lanes: list[Lane],
+    directory: Path,
+    checkpoints: Checkpoints,
+    stopwatch: Stopwatch,
+    process_list: ProcessList,
 ) -> tuple[Plan, TrainState]:
     """Proven data on the devices, the state, and programs, compiled apart from the training that is timed."""
     config = lanes[0].config
@@ -261,7 +269,7 @@ def _prepare(
         steps_per_call = steps.choose_steps_per_call(config, data.whole_batches)
         tx, schedule = make_optimizer(config, data.steps_per_epoch)
         graphdef, state = steps.init_state(config, tx, mesh, data.seed, len(data.train_rows["label"]))
-        state = _restore(checkpoints, state, lanes, stopwatch)
+        state = _restore(checkpoints, state, lanes, stopwatch, process_list)
     with stopwatch("compile"):
         programs = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
         data.compile_orders(selection.losses_of_epoch(state.losses, is_new=True))
@@ -269,20 +277,28 @@ def _prepare(
     return Plan(data, config_lib.stages(config), num_steps, steps_per_call, schedule, *programs, []), state
 
 
-def _restore(checkpoints: Checkpoints, state: TrainState, lanes: list[Lane], stopwatch: Stopwatch) -> TrainState:
+def _restore(
+    checkpoints: Checkpoints,
+    state: TrainState,
+    lanes: list[Lane],
+    stopwatch: Stopwatch,
+    process_list: ProcessList,
+) -> TrainState:
     """The latest checkpoint's state, with the lanes' diaries and the times so far, or the fresh state.
 
     All randomness comes from the seed and the step: the state is all there is to go on from.
     """
     restored = checkpoints.restore(state)
     if not restored:
+        process_list.resume(0, [])
         return state
     state, progress = restored
+    step = int(state.step.max())
+    process_list.resume(step, progress.pop("processes", None) or processes.before_they_were_listed(step, progress))
     stopwatch.add(progress.pop("seconds"), progress.pop("core_seconds"))
     diaries = progress.pop("diaries", [progress])  # of a checkpoint from before there were several: the one
     for lane, diary in zip(lanes, diaries, strict=True):
-        lane.diary = Diary(**diary)
-        lane.diary.num_resumes += 1
+        lane.diary = Diary(**{name: value for name, value in diary.items() if name != "num_resumes"})
     return state
 
 

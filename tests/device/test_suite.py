@@ -29,7 +29,7 @@ def device(monkeypatch, tmp_path):
 class Device:
     def __init__(self, monkeypatch, results_dir):
         self.results_dir, self.now, self.trained, self.takes, self.fails = results_dir, 1000.0, [], {}, {}
-        monkeypatch.setattr(suite.time, "time", lambda: self.now)
+        monkeypatch.setattr(suite.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(suite.machine, "environment", lambda ask_driver: Environment(**ENVIRONMENT))
         monkeypatch.setattr(suite.runtime, "set_up", lambda: None)
         monkeypatch.setattr(suite.api, "run", self.train)

@@ -9,6 +9,7 @@ from fake_records import fake_dataset, make_record, publish
 from pydantic import ValidationError
 
 from fmbench.data import fashion_mnist
+from fmbench.errors import UserError
 from fmbench.pages import drawing, generated, leaderboard, pareto, speedrun
 from fmbench.records import store
 from fmbench.throughput.measurements import Measurements
@@ -127,3 +128,9 @@ def test_nothing_else_leads_a_records_name_astray(change):
     with pytest.raises(ValidationError, match="which names no file"):
         make_record("mlp", **change)
     assert make_record("_mine.2+a=b-c").name == "_mine.2+a=b-c-cpu-abacus-9-2c-float32-seed0"
+
+
+def test_a_text_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "README.md").write_bytes("<!-- a --> d\xe9j\xe0 <!-- b -->".encode("latin-1"))
+    with pytest.raises(UserError, match=r"README\.md is no UTF-8 text \(byte 12\); save it as UTF-8"):
+        generated.between_marks(tmp_path / "README.md", ("<!-- a -->", "<!-- b -->"), [])

@@ -156,14 +156,46 @@ def test_compile_time_is_a_cold_compiles(results_dir, run):
     assert {row[1][1]: row[-1] for row in table(results_dir)} == {"a": "7.0", "b": "cached"}
 
 
-@pytest.mark.parametrize(("dirty", "marked"), [(True, True), (None, True), (False, False)])
-def test_code_that_is_no_commit_is_marked(results_dir, run, dirty, marked):
+@pytest.mark.parametrize(
+    ("changes", "mark", "said"),
+    [
+        ({"git_dirty": True}, " \\*", "not exactly a commit"),
+        ({"git_dirty": None}, " ‡", "is not known (git did not say)"),
+        ({"git_dirty": None, "git_unknown": "git: <dubious> ownership"}, " ‡", "(git: &lt;dubious> ownership)"),
+        ({"git_dirty": False}, "", ""),
+    ],
+)
+def test_code_that_is_no_commit_is_marked_and_what_is_not_known_is_not_called_that(
+    results_dir, run, changes, mark, said
+):
     publish(make_record(), results_dir)
-    publish(make_record(seed=1, environment={"git_dirty": dirty}), results_dir)
+    publish(make_record(seed=1, environment=changes), results_dir)
     run()
     text = (results_dir / "leaderboard.md").read_text()
-    assert ("(../configs/mlp.py) \\* |" in text) == marked
-    assert ("not exactly a commit" in text) == marked
+    assert f"(../configs/mlp.py){mark} |" in text
+    assert said in text
+    assert ("not exactly a commit" in text) == (mark == " \\*")
+
+
+def test_a_run_of_several_conditions_is_in_no_table(results_dir, run):
+    def processes(cores):
+        steps = zip(("2", cores), (0, 5), (5, 10), strict=True)
+        return [
+            {"began": "2026", "first_step": first, "last_step": last, "conditions": {"cpu_cores": one}}
+            for one, first, last in steps
+        ]
+
+    publish(make_record(seed=1, processes=processes("2")), results_dir)
+    path = publish(make_record(seed=2, processes=processes("1|<b>")), results_dir)
+    assert path.stem == "mlp-cpu-abacus-9-2c-float32-seed2-mixed"
+    run()
+    text = (results_dir / "leaderboard.md").read_text()
+    tables, _, apart = text.partition("## Made under several conditions")
+    assert "| n = 1 | [mlp]" in tables  # seed 1 alone
+    assert "| mlp | 2 | 90.00 | 2 | cpu_cores: 2 -> 1\\|&lt;b> |" in apart
+    assert (results_dir / "leaderboard.csv").read_text().count("mlp") == 3  # a single line
+    ((entry,),) = leaderboard.entries_by_condition(store.read_all(results_dir)).values()
+    assert [path.stem for path in entry] == ["mlp-cpu-abacus-9-2c-float32-seed1"]
 
 
 # What is never ranked together, or at all.

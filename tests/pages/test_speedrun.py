@@ -201,7 +201,7 @@ def test_commits_and_versions_are_told_apart():
     ]
     lines = [cells for cells in rows(page(*runs)) if cells[0].startswith("[speedrun-94]")]
     # Another jax makes a line of its own.
-    assert [cells[-2:] for cells in lines] == [["aaaaaaa, bbbbbbb (dirty)", "0.10.0"], ["none", "0.12.0"]]
+    assert [cells[-2:] for cells in lines] == [["aaaaaaa, bbbbbbb (dirty)", "0.10.0"], ["not known", "0.12.0"]]
 
 
 def test_unfinished_runs_are_told_and_the_sample_and_other_data_are_not():

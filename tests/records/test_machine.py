@@ -155,7 +155,7 @@ def test_what_the_seeds_of_a_row_do_not_share_is_told():
 
     assert schema.what_differs([made(0, "a" * 40), made(1, "a" * 40)]) == ""
     runs = [made(0, "c" * 40, numpy="2.5"), made(1, "a" * 40, numpy="2.4"), made(2, None)]
-    assert schema.what_differs(runs) == "commits aaaaaaa, ccccccc, unknown; numpy 2.4, 2.5, none"
+    assert schema.what_differs(runs) == "commits aaaaaaa, ccccccc, not known; numpy 2.4, 2.5, none"
 
 
 # Control groups.
@@ -318,6 +318,8 @@ STAGES: list[dict[str, Any]] = [
         (epochs(19, 19, other_core_seconds=1.1), True),
         (epochs(19, 19, stolen_core_seconds=0.19), False),
         (epochs(19, 19, stolen_core_seconds=0.21), True),
+        (epochs(19, 19, asleep_seconds=0.0), False),
+        (epochs(19, 19, asleep_seconds=3.0), True),
         (epochs(19, 19, load_average=2.3), False),  # 1.9 threads of its own
         (epochs(19, 19, load_average=2.5), True),
         (epochs(19, 19, load_average=9.0, other_core_seconds=0.0), False),  # what is counted is known better

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -410,4 +411,48 @@ def test_what_makes_a_checkout_dirty(checkout, path, dirty):
 
 def test_somebody_elses_repository_around_us_is_not_ours(checkout, monkeypatch):
     monkeypatch.setattr(machine, "REPOSITORY", checkout / "results")
-    assert (machine.environment().git_commit, machine.environment().git_dirty) == (None, None)
+    assert machine._git() == (None, None, "fmbench is not in a checkout of its own")
+
+
+def test_a_hooks_environment_points_to_no_other_repository(checkout, tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path / "other"], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    assert machine._git().commit is not None
+
+
+def _no_repository(checkout):
+    shutil.rmtree(checkout / ".git")
+
+
+def _no_commit(checkout):
+    shutil.rmtree(checkout / ".git")
+    subprocess.run(["git", "init", "-q", checkout], check=True)
+
+
+def _damaged_index(checkout):
+    (checkout / ".git" / "index").write_bytes(b"no index")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "has_commit"),
+    [(_no_repository, "git: not a git repository", 0), (_no_commit, "git: ", 0), (_damaged_index, "git: ", 1)],
+)
+def test_what_git_cannot_say_is_not_known_with_its_reason(checkout, damage, reason, has_commit):
+    damage(checkout)
+    commit, dirty, unknown = machine._git()
+    assert (commit is not None, dirty) == (has_commit, None)
+    assert unknown and unknown.startswith(reason) and len(unknown.splitlines()) == 1
+
+
+def test_without_git_nothing_is_known_of_the_commit_and_the_code_has_its_hash(checkout, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert machine._git() == (None, None, "git cannot be run (No such file or directory)")
+    assert len(machine.code_sha256()) == 64
+
+
+def test_git_that_does_not_answer_is_not_waited_for(checkout, tmp_path, monkeypatch):
+    (tmp_path / "git").write_text("#!/bin/sh\nexec /bin/sleep 30\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "GIT_TIMEOUT", 0.2)
+    assert machine._git() == (None, None, "git gave no answer in 0.2 s")

@@ -124,6 +124,13 @@ def test_an_interrupted_run_resumes_to_the_same_bits(undisturbed, start_main, ru
     *got, record = outcome(tmp_path)
     *expected, _ = outcome(undisturbed)
     assert record.num_resumes == 1
+    first, second = record.processes
+    assert first.ended == ("killed" if sent == signal.SIGKILL else "interrupted")
+    assert (first.first_step, second.last_step, second.ended) == (0, 220, "completed")
+    assert first.last_step == second.first_step >= 55 * epochs
+    assert first.wall_seconds > 1 and record.wall_seconds == pytest.approx(
+        first.wall_seconds + second.wall_seconds
+    )
     jax.tree.map(np.testing.assert_array_equal, got[:2], expected[:2])
     assert got[2] == expected[2]
     for epoch, undisturbed_epoch in zip(got[3], expected[3], strict=True):
