@@ -453,7 +453,7 @@ def test_concurrent_first_starts_prepare_once(tmp_path):
 
 
 def test_sources_are_asked_in_order_until_one_is_proven(sample_copy):
-    def nothing() -> dict[str, sources.IdxFile]:
+    def nothing() -> sources.Files:
         raise UserError("there is nothing.")
 
     (sample_copy / "train-images-idx3-ubyte.gz").write_text("<html>")
@@ -551,7 +551,7 @@ def test_download_from_the_server_that_has_the_files(serve, tmp_path, closed_url
     good = serve(SAMPLE)
     bad = (silent_url, closed_url, serve(tmp_path / "login"), serve(tmp_path / "empty"))
     files = sources.download((*bad, good))
-    assert {file.where.rpartition("/")[0] + "/" for file in files.values()} == {good}
+    assert {file.where.rpartition("/")[0] + "/" for (file,) in files.values()} == {good}
     assert fashion_mnist._decode_idx_files(files, "sample").keys() == fashion_mnist.SHA256["sample"].keys()
     with pytest.raises(UserError, match=r"something else than the file.*HTTP Error 404"):
         sources.download(bad[2:])
