@@ -20,9 +20,7 @@ from fmbench.errors import UserError
 # Not all that Pillow can open: EPS, for one, is a program that it would run.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 # Of pictures that cannot be read here: phones', drawings, raw files of cameras.
-OTHER_FORMATS = (
-    "heic heif hif jxl jxr eps svg psd xcf pcx dds exr hdr icns qoi dng cr2 cr3 nef arw orf raf rw2 pef srw".split()
-)
+OTHER_FORMATS = "heic heif hif jxl jxr eps svg psd xcf pcx dds exr hdr icns qoi dng cr2 cr3 nef arw orf raf rw2 pef srw".split()
 SIZE = (28, 28)
 MOST_PIXELS = 2**29  # some 540 million, of which Pillow holds up to four bytes each
 MOST_OTHER_BYTES = 2**27  # of what a file holds beside the pixels; Pillow holds up to four times as many
@@ -85,7 +83,10 @@ def oddity(image: np.ndarray) -> str:
     if (pixels > 32).sum() < 16:
         return "nearly all black"
     rows, columns = pixels.any(axis=1), pixels.any(axis=0)
-    if np.ptp(pixels[rows.argmax() : 28 - rows[::-1].argmax(), columns.argmax() : 28 - columns[::-1].argmax()]) < 16:
+    if (
+        np.ptp(pixels[rows.argmax() : 28 - rows[::-1].argmax(), columns.argmax() : 28 - columns[::-1].argmax()])
+        < 16
+    ):
         return "nearly all of one grey"
     deviations = pixels - pixels.mean()
     products = (deviations[:, 1:] * deviations[:, :-1]).mean() + (deviations[1:] * deviations[:-1]).mean()
@@ -134,7 +135,9 @@ class _File(io.BufferedReader):
         content = super().read(most if size is None or size < 0 else min(size, most))
         self.allowance -= max(len(content), 64)  # as much time as a single byte takes
         if self.allowance < 0:
-            raise UserError(f"cannot read it as an image, it has {MOST_OTHER_BYTES // 2**20} MB that are no pixels.")
+            raise UserError(
+                f"cannot read it as an image, it has {MOST_OTHER_BYTES // 2**20} MB that are no pixels."
+            )
         return content
 
 

@@ -104,7 +104,9 @@ def _decode(stream: IO[bytes], where: str) -> np.ndarray:
         )
     num_dimensions = beginning[3] if len(beginning) == 4 else 1
     if not 1 <= num_dimensions <= 4:
-        raise UserError(f"{where} is damaged: its header says {num_dimensions} dimensions, images have 3, labels 1.")
+        raise UserError(
+            f"{where} is damaged: its header says {num_dimensions} dimensions, images have 3, labels 1."
+        )
     sizes = stream.read(4 * num_dimensions)
     if len(sizes) < 4 * num_dimensions:
         raise UserError(f"{where} is truncated: it ends within the idx header.")

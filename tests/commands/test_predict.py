@@ -183,13 +183,17 @@ def test_no_name_makes_a_line_of_its_own(workdir, pixels, tmp_path, run_predict)
     code, out, err = run_predict("--model", workdir, f"--figure={figure}", tmp_path)
     assert (code, err) == (0, "")
     first, second = out.splitlines()
-    assert first.startswith(rf"{tmp_path}/a\nb.png: label 1, Trouser 100.0%, Dress 0.0%, Coat 0.0%\n\x1b[A.png: label ")
+    assert first.startswith(
+        rf"{tmp_path}/a\nb.png: label 1, Trouser 100.0%, Dress 0.0%, Coat 0.0%\n\x1b[A.png: label "
+    )
     assert second.startswith(rf"{tmp_path}/caf\xe9.png: label ")
     code, out, _ = run_predict("--model", workdir, "--json", tmp_path)
     assert [prediction["path"] for prediction in told(out)] == [str(forged), str(no_text)]
 
 
-@pytest.mark.parametrize(("level", "said"), [(0, "nearly all black"), (255, "nearly all black"), (90, "nearly all of one grey")])
+@pytest.mark.parametrize(
+    ("level", "said"), [(0, "nearly all black"), (255, "nearly all black"), (90, "nearly all of one grey")]
+)
 def test_an_empty_picture_is_no_confident_class_alone(workdir, tmp_path, run_predict, level, said):
     path = save(tmp_path / "a.png", np.full((28, 28), level, np.uint8))
     code, out, _ = run_predict("--model", workdir, path)

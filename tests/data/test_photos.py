@@ -139,7 +139,9 @@ def png_of_colours(levels: np.ndarray) -> bytes:
 
     header = struct.pack(">IIBBBBB", levels.shape[1], levels.shape[0], 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
 
 
 def test_colours_of_sixteen_bits_are_read_where_they_use_them(article, tmp_path):
@@ -436,10 +438,14 @@ def test_a_speck_and_noise_are_odd(article):
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(st.data())
 def test_damaged_images_are_read_or_refused(data):
-    ending = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "PPM", "TGA", "WEBP", "ICO", "JPEG2000"]))
+    ending = data.draw(
+        st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "PPM", "TGA", "WEBP", "ICO", "JPEG2000"])
+    )
     mode = data.draw(st.sampled_from(["L", "RGB"]))
     file = io.BytesIO()
-    PIL.Image.fromarray(np.arange(784, dtype=np.uint16).astype(np.uint8).reshape(28, 28)).convert(mode).save(file, ending)
+    PIL.Image.fromarray(np.arange(784, dtype=np.uint16).astype(np.uint8).reshape(28, 28)).convert(mode).save(
+        file, ending
+    )
     content = bytearray(file.getvalue())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
