@@ -4,10 +4,10 @@
     python -m fmbench.predict --model=workdirs/mlp-cpu-float32-seed0 --figure=prediction.png photos/
     python -m fmbench.predict --model=workdirs/mlp-cpu-float32-seed0 --json - < shirt.png
 
-An image may have any size to 536 million pixels and any common format; a directory stands for all image files in it,
-and - for the image on standard input. The models know one light article on a black background: an image with a light
-border is inverted, and one that is not 28 x 28 is fitted into the middle of 28 x 28 black pixels. Of an image that is
-unlike any article (black, of one grey, noise) the line says so.
+An image may have up to 536 million pixels and any common format; a directory stands for all image files in it,
+and - for the image on standard input. The models know one light article on a black background: an image with a
+light border is inverted, and one that is not 28 x 28 is fitted into the middle of 28 x 28 black pixels. Of an
+image that is unlike any article (nearly black, of one grey, noise) the line says so.
 
 Exit codes: 0 done, 1 an image could not be read (the others are classified), 2 something given cannot be used.
 """
@@ -77,10 +77,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if left_out:
         first = ", ".join(photos.printable(path) for path in left_out[:3])
         more = f" and {len(left_out) - 3:,} more" if left_out[3:] else ""
-        print(
-            f"fmbench.predict: left out {first}{more}: such images cannot be read; make PNG or JPEG files of them.",
-            file=sys.stderr,
-        )
+        advice = "such images cannot be read; make PNG or JPEG files of them."
+        print(f"fmbench.predict: left out {first}{more}: {advice}", file=sys.stderr)
     paths, images = [], []
     for path in tqdm(files, desc="reading", unit="image", leave=False, disable=None):
         try:

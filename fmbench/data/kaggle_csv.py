@@ -92,8 +92,8 @@ def _lines(path: Path) -> Iterator[str]:
                 raise UserError(f"{path} has more than {MOST_LINES:,} lines; no more are read.")
             if len(line) == MOST_CHARACTERS:
                 raise UserError(
-                    f"{path}, line {number}: expected a label and 784 pixels, found {MOST_CHARACTERS:,} characters and "
-                    "no end of the line."
+                    f"{path}, line {number}: expected a label and 784 pixels, found {MOST_CHARACTERS:,} "
+                    "characters and no end of the line."
                 )
             yield line
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import select
 import stat
 import sys
@@ -13,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import PIL.ImageOps
 
 from fmbench.errors import UserError
@@ -20,7 +22,10 @@ from fmbench.errors import UserError
 # Not all that Pillow can open: EPS, for one, is a program that it would run.
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 # Of pictures that cannot be read here: phones', drawings, raw files of cameras.
-OTHER_FORMATS = "heic heif hif jxl jxr eps svg psd xcf pcx dds exr hdr icns qoi dng cr2 cr3 nef arw orf raf rw2 pef srw".split()
+OTHER_ENDINGS = re.compile(
+    r".*\.(heic|heif|hif|jxl|jxr|eps|svg|psd|xcf|pcx|dds|exr|hdr|icns|qoi|dng|cr2|cr3|nef|arw|orf|raf|rw2|pef|srw)",
+    re.IGNORECASE | re.DOTALL,
+)
 SIZE = (28, 28)
 MOST_PIXELS = 2**29  # some 540 million, of which Pillow holds up to four bytes each
 MOST_OTHER_BYTES = 2**27  # of what a file holds beside the pixels; Pillow holds up to four times as many
@@ -38,8 +43,8 @@ def read_image(path: Path, invert: Invert = "auto") -> np.ndarray:
     their EXIF orientation says, and are reduced or enlarged to fit, centred between black margins. What is
     transparent becomes black.
 
-    Grey levels of more than 8 bits are read by their values, whatever could be stored beside them: as counted in the
-    fewest of 8, 10, 12, 14 and 16 bits that hold the largest, or, if they are fractions, from 0 to 1.
+    Grey levels stored with more than 8 bits are read by their values, whatever else could be stored: as counted in
+    the fewest of 8, 10, 12, 14 and 16 bits that hold the largest, or, if they are fractions, from 0 to 1.
 
     Args:
         path: '-' is standard input.
@@ -60,7 +65,7 @@ def read_image(path: Path, invert: Invert = "auto") -> np.ndarray:
         raise UserError(f"{name}: cannot read it as an image; the formats are {', '.join(_formats())}.") from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise UserError(
-            f"{name}: cannot read it as an image of more than {MOST_PIXELS / 1e6:,.0f} million pixels; reduce it."
+            f"{name}: cannot read it as an image of more than {MOST_PIXELS // 10**6} million pixels; reduce it."
         ) from error
     except Exception as error:  # Pillow raises many kinds for a damaged file
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
@@ -108,7 +113,7 @@ def image_files(directory: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         raise UserError(f"{printable(directory)}: cannot read the directory ({error.strerror}).") from error
     files = [path for path in paths if path.suffix.lower() in endings]
-    others = [path for path in paths if path.suffix.lower()[1:] in OTHER_FORMATS]
+    others = [path for path in paths if OTHER_ENDINGS.fullmatch(path.name)]
     if not files:
         raise UserError(
             f"{printable(directory)}: no images in this directory; their names end in .png, .jpg and the like"
@@ -144,7 +149,7 @@ class _File(io.BufferedReader):
 def _open(path: Path) -> _File:
     """Opens a file that is one, or all of standard input, which must have an end."""
     if str(path) == "-":
-        return _File(_standard_input())  # type: ignore[arg-type]
+        return _File(_standard_input())
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = "directory" if stat.S_ISDIR(mode) else "pipe or device"
@@ -186,13 +191,13 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in PIL.Image.OPEN]
 
 
-def _grey(image: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Image]:
+def _grey(image: PIL.ImageFile.ImageFile) -> tuple[PIL.Image.Image, PIL.Image.Image]:
     """The luminance, of mode 'L' and turned upright: on white where it is transparent, and on black.
 
     The data set's articles were photographed on white and inverted: so is one that was cut out.
 
-    It is made of strips, and where the image is far larger than 28 x 28 of the means of squares, so that there is no
-    second image of its size in memory.
+    It is made of strips, and where the image is far larger than 28 x 28 of the means of squares, so that there is
+    no second image of its size in memory.
     """
     if max(image.size) > 28 * min(image.size):
         raise UserError(f"cannot read {image.width} x {image.height} pixels as an article; cut its image out.")
@@ -212,14 +217,14 @@ def _grey(image: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Image]:
             grey, opacity = strip.convert("L"), strip.getchannel("A")
         else:
             grey, opacity = strip.convert("L"), None
-        lightest = max(lightest, grey.getextrema()[1])
+        lightest = max(lightest, int(np.asarray(grey).max()))
         for whole, background in ((on_white, 255), (on_black, 0)):
             plain = PIL.Image.new("L", grey.size, background)
             part = PIL.Image.composite(grey, plain, opacity) if opacity else grey
             whole.paste(part.reduce(square) if square > 1 else part, (0, top // square))
     if deep_colour and lightest < 64:
         raise UserError(
-            "cannot read its colours: of their 16 bits the upper are empty, and only those are read; save it with 8."
+            "cannot read its colours: of their 16 bits the upper are empty, and only they are read; save 8."
         )
     orientation = PIL.Image.Exif()
     orientation[0x0112] = image.getexif().get(0x0112, 1)
@@ -248,15 +253,15 @@ def _largest_level(image: PIL.Image.Image) -> float:
         highs.append(numbers.max())
         whole = whole and (numbers.dtype.kind != "f" or bool((numbers == np.rint(numbers)).all()))
     low, high = float(np.min(lows)), float(np.max(highs))
-    if image.mode == "F" and 0 <= low and high <= 1:
+    if image.mode == "F" and low >= 0 and high <= 1:
         return 1
     for depth in DEPTHS:
         # Fractions a little above 1 may be of 0..1 or of 0..255.
-        if 0 <= low and high < 2**depth and (whole or high >= 16):
+        if low >= 0 and high < 2**depth and (whole or high >= 16):
             return 2**depth - 1
     raise UserError(
-        f"cannot read its grey levels, which go from {low:g} to {high:g}; expected whole numbers of 8 to 16 bits, or "
-        "fractions from 0 to 1."
+        f"cannot read its grey levels, which go from {low:g} to {high:g}; expected whole numbers of 8 to 16 bits, "
+        "or fractions from 0 to 1."
     )
 
 

@@ -38,7 +38,8 @@ from absl import logging
 
 from fmbench.errors import UserError
 
-File, Content = TypeVar("File"), TypeVar("Content")
+File = TypeVar("File")
+Content = TypeVar("Content")
 FILE_NAMES = {
     "train-images": "train-images-idx3-ubyte",
     "train-labels": "train-labels-idx1-ubyte",
@@ -95,7 +96,7 @@ def decode_idx(file: IdxFile) -> np.ndarray:
         raise UserError(f"{file.where} cannot be read: {error.strerror}.") from error
 
 
-def _decode(stream: IO[bytes], where: str) -> np.ndarray:
+def _decode(stream: IO[bytes] | gzip.GzipFile, where: str) -> np.ndarray:
     beginning = stream.read(4)
     if beginning[:3] != b"\0\0\x08":
         raise UserError(

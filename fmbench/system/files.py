@@ -32,7 +32,7 @@ def _unfinished(path: Path) -> IO[bytes]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
     while True:
-        new = tempfile.NamedTemporaryFile(
+        new = tempfile.NamedTemporaryFile(  # noqa: SIM115
             dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished", delete=False
         )
         with contextlib.suppress(OSError):  # a file system without locks, where nothing is taken for left

@@ -168,8 +168,8 @@ def test_a_folder_names_what_cannot_be_read_in_it(workdir, paths, tmp_path, run_
     code, out, err = run_predict("--model", workdir, tmp_path)
     assert (code, out.count("\n")) == (1, 4)
     assert err == (
-        f"fmbench.predict: left out {tmp_path}/IMG_1.HEIC, {tmp_path}/IMG_2.heic, {tmp_path}/a.psd and 2 more: such "
-        "images cannot be read; make PNG or JPEG files of them.\n"
+        f"fmbench.predict: left out {tmp_path}/IMG_1.HEIC, {tmp_path}/IMG_2.heic, {tmp_path}/a.psd and 2 more: "
+        "such images cannot be read; make PNG or JPEG files of them.\n"
     )
 
 

@@ -238,7 +238,7 @@ def gzip_of(beginning: bytes, repeated: bytes, times: int) -> bytes:
     return packer.compress(beginning) + b"".join(packer.compress(repeated) for _ in range(times)) + packer.flush()
 
 
-BOMBS = {
+BOMBS: dict[str, tuple[str, bytes, bytes, int]] = {
     # name, beginning, what is repeated, how often: to 8.3 GB and 1.6 GB in 4 MB and less
     "idx": (
         "train-images-idx3-ubyte.gz",
@@ -273,11 +273,11 @@ BOMBS = {
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory was held")
 @pytest.mark.parametrize("kind", BOMBS)
 def test_what_unpacks_to_gigabytes_is_refused_in_little_memory(sample_copy, kind):
-    name, *content = BOMBS[kind]
+    name, beginning, repeated, times = BOMBS[kind]
     source = "csv" if "CSV" in kind else "idx"
     if source == "csv":
         (sample_copy / "fashion-mnist_test.csv").touch()
-    (sample_copy / name).write_bytes(gzip_of(*content))
+    (sample_copy / name).write_bytes(gzip_of(beginning, repeated, times))
     command = [sys.executable, "-c", LOAD_AND_TELL_MEMORY, source, str(sample_copy)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
