@@ -7,7 +7,7 @@
 An image may have up to 536 million pixels and any common format; a directory stands for all image files in it,
 and - for the image on standard input. The models know one light article on a black background: an image with a
 light border is inverted, and one that is not 28 x 28 is fitted into the middle of 28 x 28 black pixels. Of an
-image that is unlike any article (nearly black, of one grey, noise) the line says so.
+image that is unlike any article (nearly empty, of one grey, noise) the line says so.
 
 Exit codes: 0 done, 1 an image could not be read (the others are classified), 2 something given cannot be used.
 """

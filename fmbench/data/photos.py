@@ -86,7 +86,7 @@ def oddity(image: np.ndarray) -> str:
     """
     pixels = image.astype(np.float32)
     if (pixels > 32).sum() < 16:
-        return "nearly all black"
+        return "nearly empty"
     rows, columns = pixels.any(axis=1), pixels.any(axis=0)
     if (
         np.ptp(pixels[rows.argmax() : 28 - rows[::-1].argmax(), columns.argmax() : 28 - columns[::-1].argmax()])

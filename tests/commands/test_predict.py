@@ -192,7 +192,7 @@ def test_no_name_makes_a_line_of_its_own(workdir, pixels, tmp_path, run_predict)
 
 
 @pytest.mark.parametrize(
-    ("level", "said"), [(0, "nearly all black"), (255, "nearly all black"), (90, "nearly all of one grey")]
+    ("level", "said"), [(0, "nearly empty"), (255, "nearly empty"), (90, "nearly all of one grey")]
 )
 def test_an_empty_picture_is_no_confident_class_alone(workdir, tmp_path, run_predict, level, said):
     path = save(tmp_path / "a.png", np.full((28, 28), level, np.uint8))

@@ -411,11 +411,11 @@ def test_nothing_in_all_the_data_is_odd():
 @pytest.mark.parametrize(
     ("colour", "said"),
     [
-        ("black", "nearly all black"),
-        ("white", "nearly all black"),  # inverted
+        ("black", "nearly empty"),
+        ("white", "nearly empty"),  # inverted
         ("#505050", "nearly all of one grey"),
         ("#c0d0e0", "nearly all of one grey"),
-        ("#00000000", "nearly all black"),
+        ("#00000000", "nearly empty"),
     ],
 )
 def test_a_picture_of_nothing_is_odd(colour, said, size, tmp_path):
@@ -426,7 +426,7 @@ def test_a_picture_of_nothing_is_odd(colour, said, size, tmp_path):
 def test_a_speck_and_noise_are_odd(article):
     speck = np.zeros((28, 28), np.uint8)
     speck[10:13, 10:13] = 255
-    assert photos.oddity(speck) == "nearly all black"
+    assert photos.oddity(speck) == "nearly empty"
     rng = np.random.default_rng(0)
     for noise in (rng.integers(0, 256, (28, 28)), rng.normal(128, 20, (28, 28)), rng.permuted(article.ravel())):
         assert photos.oddity(noise.reshape(28, 28).astype(np.uint8)) == "noise"
