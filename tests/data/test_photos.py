@@ -31,9 +31,9 @@ def article() -> np.ndarray:
 
 # What holds grey levels: numbers of so many bits, stored as which type, in a file of which ending.
 DEEP = [
-    *((bits, np.uint16, ending) for bits in photos.DEPTHS for ending in ("png", "tiff", "pgm", "jp2")),
-    *((bits, np.int32, "tiff") for bits in photos.DEPTHS),
-    *((bits, np.float32, "tiff") for bits in photos.DEPTHS),
+    *((bits, np.uint16, ending) for bits in (8, 10, 12, 14, 16) for ending in ("png", "tiff", "pgm", "jp2")),
+    *((bits, np.int32, "tiff") for bits in (8, 10, 12, 14, 16)),
+    *((bits, np.float32, "tiff") for bits in (8, 10, 12, 14, 16)),
 ]
 
 
@@ -275,7 +275,7 @@ def test_of_a_file_without_end_little_is_read(head, tmp_path):
         file.write(head)
         file.truncate(2**31)
     done = subprocess.run([sys.executable, "-c", READ_AND_TELL_MEMORY, path], capture_output=True, text=True)
-    assert "UserError" in done.stderr
+    assert "cannot read it as an image, it has 128 MB that are no pixels" in done.stderr
     assert int(done.stdout) < 2**20
 
 
