@@ -36,7 +36,7 @@ def main() -> None:
             return
     cache = files.cache_directory() / dataset.version
     print(f"Fashion-MNIST {dataset.version}, every part proven by its SHA-256")
-    print(f"cache         {cache}, made from {(cache / 'origin.txt').read_text().strip()}")
+    print(f"cache         {cache}, made from {fashion_mnist.origin(cache)}")
     for field, part in fashion_mnist.PARTS.items():
         array = getattr(dataset, field)
         print(f"{field:<13} {array.dtype} {array.shape!s:<15} {dataset.sha256[part]}")

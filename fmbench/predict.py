@@ -4,9 +4,10 @@
     python -m fmbench.predict --model=workdirs/mlp-cpu-float32-seed0 --figure=prediction.png photos/
     python -m fmbench.predict --model=workdirs/mlp-cpu-float32-seed0 --json - < shirt.png
 
-An image may have any size and any common format; a directory stands for all image files in it, and - for the image
-on standard input. The models know one light article on a black background: an image with a light border is
-inverted, and one that is not 28 x 28 is fitted into the middle of 28 x 28 black pixels.
+An image may have up to 536 million pixels and any common format; a directory stands for all image files in it,
+and - for the image on standard input. The models know one light article on a black background: an image with a
+light border is inverted, and one that is not 28 x 28 is fitted into the middle of 28 x 28 black pixels. Of an
+image that is unlike any article (nearly empty, of one grey, noise) the line says so.
 
 Exit codes: 0 done, 1 an image could not be read (the others are classified), 2 something given cannot be used.
 """
@@ -62,13 +63,22 @@ def _run(arguments: argparse.Namespace) -> int:
             from fmbench.pages import drawing
     if arguments.figure and arguments.figure.suffix not in (".png", ".svg"):
         raise UserError(f"--figure={arguments.figure}: its name must end in .png or .svg.")
-    files = [file for path in arguments.images for file in (photos.image_files(path) if path.is_dir() else [path])]
+    files, left_out = [], []
+    for path in arguments.images:
+        found, others = photos.image_files(path) if path.is_dir() else ([path], [])
+        files += found
+        left_out += others
     if arguments.figure and len(files) > MOST_DRAWN:
         raise UserError(
             f"--figure draws {MOST_DRAWN} images at the most, not {len(files):,}; give fewer at a time."
         )
     model, description = exported.load_model(arguments.model)
 
+    if left_out:
+        first = ", ".join(photos.printable(path) for path in left_out[:3])
+        more = f" and {len(left_out) - 3:,} more" if left_out[3:] else ""
+        advice = "such images cannot be read; make PNG or JPEG files of them."
+        print(f"fmbench.predict: left out {first}{more}: {advice}", file=sys.stderr)
     paths, images = [], []
     for path in tqdm(files, desc="reading", unit="image", leave=False, disable=None):
         try:
@@ -88,17 +98,20 @@ def _run(arguments: argparse.Namespace) -> int:
             for start in starts
         ]
     )
-    for path, row in zip(paths, probabilities, strict=True):
+    names = []
+    for path, image, row in zip(paths, images, probabilities, strict=True):
         prediction = describe(row, description["class_names"])
+        unlike = photos.oddity(image)
+        doubt = f"; but it is unlike the data: {unlike}" if unlike else ""
+        names.append(photos.printable(path.name) + doubt)
         if arguments.json:
-            print(json.dumps({"path": str(path)} | prediction))
+            print(json.dumps({"path": str(path)} | prediction | {"unlike_data": unlike or None}))
         else:
             top3 = ", ".join(f"{name} {probability:.1%}" for name, probability in prediction["top3"])
-            print(f"{path}: label {prediction['label']}, {top3}")
+            print(f"{photos.printable(path)}: label {prediction['label']}, {top3}{doubt}")
     if arguments.figure:
-        names = [path.name for path in paths]
         drawing.save(draw(names, images, probabilities, description["class_names"]), arguments.figure)
-    return 0 if len(images) == len(files) else 1
+    return 0 if len(images) == len(files) and not left_out else 1
 
 
 def describe(probabilities: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:

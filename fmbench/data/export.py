@@ -4,10 +4,15 @@
 """
 
 import argparse
+import contextlib
 import csv
+import fcntl
 import gzip
+import os
 import re
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +56,46 @@ def export(dataset: Dataset, format: str, directory: Path) -> None:
     Raises:
         UserError: If `directory` holds anything, or cannot be written to.
     """
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise UserError(f"--output={directory} is not an empty directory; name one that is, or a new one.")
     write = {"csv": _write_csv, "idx": _write_idx, "png": _write_png}[format]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=directory) as unfinished:
+        if not directory.is_dir():
+            directory.mkdir(parents=True)
+        with _alone(directory), tempfile.TemporaryDirectory(prefix=".unfinished-", dir=directory) as unfinished:
             write(dataset, Path(unfinished))
             for path in Path(unfinished).iterdir():
                 path.rename(directory / path.name)
+    except FileExistsError as error:
+        raise UserError(_not_empty(directory)) from error
     except OSError as error:
-        raise UserError(f"--output={directory} cannot be written to: {error.strerror}.") from error
+        raise UserError(f"--output={directory} cannot be written to: {error.strerror or error}.") from error
     print(f"Fashion-MNIST {dataset.version} is in {directory}")
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keeps other exports out, and removes what killed ones left.
+
+    Raises:
+        UserError: If there is more in the directory.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"--output={directory} is being written to by another export; wait for it.") from error
+        left = list(directory.iterdir())
+        if not all(path.name.startswith(".unfinished-") and path.is_dir() for path in left):
+            raise UserError(_not_empty(directory))
+        for path in left:
+            shutil.rmtree(path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _not_empty(directory: Path) -> str:
+    return f"--output={directory} is not an empty directory; name one that is, or a new one."
 
 
 def _write_csv(dataset: Dataset, directory: Path) -> None:

@@ -8,6 +8,7 @@ for by name, on the withdrawn first version of Fashion-MNIST is an error, not a 
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ from absl import logging
 from fmbench.data import kaggle_csv, sources, tfds_directory
 from fmbench.data.proof import HOME_PAGE, OTHER_DATA, SHA256, STANDARD, is_unproven, prove, recognize
 from fmbench.errors import UserError
-from fmbench.system.files import cache_directory
+from fmbench.system.files import atomic_file, cache_directory
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -119,13 +120,14 @@ def _dataset(
 
 def _class_names(directory: Path) -> tuple[str, ...]:
     path = directory / "class_names.txt"
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except FileNotFoundError:
+    if not path.is_file():
         return tuple(map(str, range(10)))
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            names = tuple(line.strip() for line in file.read(10_000).splitlines())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
-    if len(names) != 10 or len({*names, ""}) != 11:
+    if len(names) != 10 or len({*names, ""}) != 11 or not "".join(names).isprintable():
         raise UserError(f"{path} must have ten lines, a different name for each class, from class 0 on.")
     return names
 
@@ -134,12 +136,13 @@ def _read_idx_directory(directory: Path, version: str) -> Arrays:
     return _decode_idx_files(sources.read_directory(directory), version, OTHER_DATA)
 
 
-def _decode_idx_files(files: dict[str, sources.IdxFile], version: str, remedy: str = "") -> Arrays:
-    arrays = {}
-    for part, file in files.items():
-        arrays[part] = sources.decode_idx(file)
-        prove(part, arrays[part], version, file.where, remedy)
-    return arrays
+def _decode_idx_files(files: sources.Files, version: str, remedy: str = "") -> Arrays:
+    def proven(part: str, file: sources.IdxFile) -> np.ndarray:
+        array = sources.decode_idx(file)
+        prove(part, array, version, file.where, remedy)
+        return array
+
+    return {part: sources.first_good(found, functools.partial(proven, part)) for part, found in files.items()}
 
 
 def _load_cached(version: str, directory: Path | None) -> Arrays:
@@ -159,6 +162,7 @@ def _load_cached(version: str, directory: Path | None) -> Arrays:
                 pass
             except UserError as damage:
                 logging.warning("The cache is damaged and will be rebuilt. %s", damage)
+            _sweep(cache)
             if directory is not None and named is not None and tfds_directory.is_prepared(directory):
                 arrays = named
                 _note_origin(cache, f"the TFDS directory {directory}")
@@ -217,26 +221,42 @@ def _read_cache(cache: Path, version: str) -> Arrays:
 
 def _write_cache(arrays: Arrays, cache: Path, version: str) -> None:
     for part, array in arrays.items():
-        path = _cache_path(cache, part, version)
-        unfinished = path.with_suffix(".unfinished")
-        with unfinished.open("wb") as file:
+        with atomic_file(_cache_path(cache, part, version)) as file:
             np.save(file, array)
-        unfinished.replace(path)  # so that a reader sees all of it or nothing
 
 
 def _note_origin(cache: Path, origin: str) -> None:
-    (cache / "origin.txt").write_text(f"{origin}\n")
+    with atomic_file(cache / "origin.txt") as file:
+        file.write(f"{origin}\n".encode(errors="replace"))
+
+
+def origin(cache: Path) -> str:
+    """What the cache was made from, in words."""
+    try:
+        return (cache / "origin.txt").read_text(encoding="utf-8").strip() or "what is not noted"
+    except (OSError, ValueError):
+        return "what is not noted"
+
+
+def _sweep(cache: Path) -> None:
+    """Removes what killed processes left unfinished; to be called under the lock."""
+    for path in cache.glob(".unfinished-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in cache.glob("*.unfinished"):  # of earlier versions of fmbench
+        path.unlink(missing_ok=True)
+    if not tfds_directory.is_prepared(cache / "tfds"):
+        shutil.rmtree(cache / "tfds", ignore_errors=True)
 
 
 # The way there: idx files, a TFDS directory, arrays.
 
 
-def _pass_through_tfds(idx: Arrays | None, origin: str, version: str, cache: Path) -> Arrays:
+def _pass_through_tfds(idx: Arrays | None, where: str, version: str, cache: Path) -> Arrays:
     """Reads a prepared TFDS directory, preparing one from idx files where there is none.
 
     Args:
       idx: the proven arrays of the idx files the user named; None to look for idx files if need be.
-      origin: where `idx` comes from.
+      where: `idx` comes from.
       version: a key of `SHA256`.
       cache: the cache directory of this version; its `tfds` is ours to prepare and to replace.
     """
@@ -248,15 +268,15 @@ def _pass_through_tfds(idx: Arrays | None, origin: str, version: str, cache: Pat
             except UserError as error:
                 logging.warning("Passing over a TFDS directory. %s", error)
                 continue
-            if directory == default:
+            if directory == default or not (cache / "origin.txt").exists():
                 _note_origin(cache, f"the TFDS directory {directory}")
             return arrays
     if idx is None:
-        idx, origin = _find_idx_files(version, cache)
+        idx, where = _find_idx_files(version, cache)
     _say(f"Preparing Fashion-MNIST with TFDS in {ours}: once, some 20 seconds.")
     shutil.rmtree(ours, ignore_errors=True)
+    _note_origin(cache, where)  # first: who is killed between the two finds no TFDS directory, and begins again
     tfds_directory.prepare(idx, ours)
-    _note_origin(cache, origin)
     return _read_tfds(ours, version)
 
 

@@ -5,6 +5,7 @@ pickles by an unpickler that knows four names, Keras's .h5 by h5py.
 """
 
 import collections
+import errno
 import hashlib
 import importlib.metadata
 import io
@@ -70,7 +71,10 @@ def load(backbone: str, path: str = "") -> Params:
 
 def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "Not a file")
+        with path.open("rb") as file:
+            return file.read(sources.MOST_BYTES)  # more than any weights have, so that the hash of more is wrong
     except OSError as error:
         raise UserError(
             f"config.features.weights={path} cannot be read ({error.strerror}); name the file with the weights."
@@ -104,7 +108,7 @@ def _fetch_vgg19() -> bytes:
         return path.read_bytes()
     try:
         _wait_for_answer(VGG19_URL)
-        content = sources.download_file(VGG19_URL).content
+        content = sources.download_file(VGG19_URL)
     except UserError as error:
         raise UserError(
             f"the weights of vgg19 cannot be downloaded ({error}); get {VGG19_URL} (80 MB, md5 "
@@ -172,6 +176,7 @@ class _TorchUnpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, storages: dict[str, np.ndarray]):
         super().__init__(file)
         self._storages = storages
+        self._most_bytes = len(file.getbuffer())
         self._allowed = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -186,6 +191,8 @@ class _TorchUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         _, dtype, name, _, size, _ = pid
+        if size * dtype.itemsize > self._most_bytes:
+            raise pickle.UnpicklingError(f"storage {name} is larger than the file")
         return self._storages.setdefault(name, np.zeros(size, dtype))
 
 

@@ -1,8 +1,11 @@
 """Where the four idx files of Fashion-MNIST come from.
 
-Each source returns the files as they came, part by part, gzipped or not; nothing here decides
-whether they are the right ones. That is proven in `datasets.py`, which asks the sources in turn. A
-source that has nothing to give raises `UserError` with the reason in one line.
+Each source returns the files as they came, part by part, gzipped or not, and of each part all that
+may hold it; nothing here decides whether they are the right ones. That is proven in
+`fashion_mnist.py`, which asks the sources in turn. A source that has nothing to give raises
+`UserError` with the reason in one line.
+
+No more of a file is read or decompressed than its header promises, and no more than `MOST_BYTES`.
 
 The idx format: two zero bytes, the type of the numbers (8 is uint8), the number of dimensions, each
 dimension as a big-endian uint32, then the numbers in C order.
@@ -11,6 +14,7 @@ Source: https://github.com/zalandoresearch/fashion-mnist and http://yann.lecun.c
 
 import gzip
 import http.client
+import io
 import math
 import os
 import queue
@@ -25,14 +29,17 @@ import time
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
+from absl import logging
 
 from fmbench.errors import UserError
 
+File = TypeVar("File")
+Content = TypeVar("Content")
 FILE_NAMES = {
     "train-images": "train-images-idx3-ubyte",
     "train-labels": "train-labels-idx1-ubyte",
@@ -47,16 +54,20 @@ OFFICIAL_URLS = (
 )
 NO_ANSWER_SECONDS = 10  # for all URLs together
 APT_IDLE_SECONDS = 12  # without a byte, before apt-get is given up
+MOST_BYTES = 180 * 2**20  # of one file, decompressed: 240,000 images, as EMNIST has of digits
 
 
 class IdxFile(NamedTuple):
-    """One file as it came: its path or URL, for messages, and its bytes, gzipped or not."""
+    """One file as it came, gzipped or not: its path or URL, for messages, and its bytes, or where they lie."""
 
     where: str
-    content: bytes
+    content: bytes | Path
 
 
-def sources(scratch: Path) -> dict[str, Callable[[], dict[str, IdxFile]]]:
+Files = dict[str, list[IdxFile]]  # for each part those that may hold it, the likeliest first
+
+
+def sources(scratch: Path) -> dict[str, Callable[[], Files]]:
     """Names the sources in the order to ask them; `scratch` is an existing, writable directory."""
     return {
         f"Debian's {DEBIAN_DIRECTORY}": lambda: read_directory(DEBIAN_DIRECTORY),
@@ -69,30 +80,54 @@ def decode_idx(file: IdxFile) -> np.ndarray:
     """Decodes an idx file, gzipped or not, into a read-only uint8 array.
 
     Raises:
-      UserError: the file is truncated, damaged or not an idx file at all; the message names it.
+      UserError: the file is truncated, damaged, too large or not an idx file at all; the message
+        names it.
     """
-    content = file.content
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except EOFError as error:
-            raise UserError(f"{file.where} is truncated: its gzip stream ends early.") from error
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{file.where} is damaged: its gzip check fails ({error}).") from error
-    if content[:3] != b"\0\0\x08":
+    try:
+        with io.BytesIO(file.content) if isinstance(file.content, bytes) else file.content.open("rb") as stream:
+            is_gzip = stream.read(2) == b"\x1f\x8b"
+            stream.seek(0)
+            return _decode(gzip.GzipFile(fileobj=stream) if is_gzip else stream, file.where)
+    except EOFError as error:
+        raise UserError(f"{file.where} is truncated: its gzip stream ends early.") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{file.where} is damaged: its gzip check fails ({error}).") from error
+    except OSError as error:
+        raise UserError(f"{file.where} cannot be read: {error.strerror}.") from error
+
+
+def _decode(stream: IO[bytes] | gzip.GzipFile, where: str) -> np.ndarray:
+    beginning = stream.read(4)
+    if beginning[:3] != b"\0\0\x08":
         raise UserError(
-            f"{file.where} is not an idx file of bytes: it begins with {content[:15]!r}, "
+            f"{where} is not an idx file of bytes: it begins with {beginning + stream.read(11)!r}, "
             r"an idx file with b'\x00\x00\x08'."
         )
-    header_size = 4 + 4 * content[3] if len(content) > 3 else 4
-    if len(content) < header_size:
-        raise UserError(f"{file.where} is truncated: it ends within the idx header.")
-    shape = struct.unpack(f">{content[3]}I", content[4:header_size])
-    found, expected = len(content) - header_size, math.prod(shape)
-    if found != expected:
-        problem = "truncated" if found < expected else "damaged"
-        raise UserError(f"{file.where} is {problem}: its header promises {expected} bytes, {found} follow it.")
-    return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
+    num_dimensions = beginning[3] if len(beginning) == 4 else 1
+    if not 1 <= num_dimensions <= 4:
+        raise UserError(
+            f"{where} is damaged: its header says {num_dimensions} dimensions, images have 3, labels 1."
+        )
+    sizes = stream.read(4 * num_dimensions)
+    if len(sizes) < 4 * num_dimensions:
+        raise UserError(f"{where} is truncated: it ends within the idx header.")
+    shape = struct.unpack(f">{num_dimensions}I", sizes)
+    expected, found = math.prod(shape), 0
+    if expected > MOST_BYTES:
+        raise UserError(
+            f"{where} is damaged, or too large: its header promises {expected:,} bytes; no more than "
+            f"{MOST_BYTES:,} are read."
+        )
+    array = np.empty(expected, np.uint8)
+    while chunk := stream.read(min(2**20, expected - found)):
+        array[found : found + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        found += len(chunk)
+    if found < expected:
+        raise UserError(f"{where} is truncated: its header promises {expected} bytes, {found} follow it.")
+    if stream.read(1):  # which, at the end, makes gzip compare its check sum
+        raise UserError(f"{where} is damaged: its header promises {expected} bytes, more follow it.")
+    array.setflags(write=False)
+    return array.reshape(shape)
 
 
 def idx_header(array: np.ndarray) -> bytes:
@@ -100,25 +135,49 @@ def idx_header(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
 
 
-def read_directory(directory: Path) -> dict[str, IdxFile]:
-    """Reads the four idx files of a directory, each with or without `.gz`."""
+def read_directory(directory: Path) -> Files:
+    """Finds the four idx files of a directory, each with or without `.gz`.
+
+    They may lie where torchvision puts them below its root, and be named as some programs that
+    unpack them do, `train-images.idx3-ubyte`.
+    """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory.")
-    return {part: _read_file(directory, name) for part, name in FILE_NAMES.items()}
+    return {part: _find(directory, name) for part, name in FILE_NAMES.items()}
 
 
-def _read_file(directory: Path, name: str) -> IdxFile:
-    for path in (directory / f"{name}.gz", directory / name):
-        try:
-            return IdxFile(str(path), path.read_bytes())
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+def _find(directory: Path, name: str) -> list[IdxFile]:
+    paths = [
+        folder / f"{spelling}{ending}"
+        for folder in (directory, directory / "raw", directory / "FashionMNIST" / "raw")
+        for spelling in (name, name.replace("-idx", ".idx"))
+        for ending in (".gz", "")
+    ]
+    if found := [IdxFile(str(path), path) for path in paths if path.is_file()]:
+        return found
     raise UserError(
         f"{directory} has no {name}.gz and no {name}; the four files expected there are "
         f"{', '.join(FILE_NAMES.values())}, each with or without .gz."
     )
+
+
+def first_good(files: Iterable[File], read: Callable[[File], Content]) -> Content:
+    """What `read` makes of the first of the files that it takes; says why others were passed over.
+
+    Raises:
+      UserError: it takes none; that of the first.
+    """
+    problems: list[UserError] = []
+    for file in files:
+        try:
+            content = read(file)
+        except UserError as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            logging.warning("Another file is used instead. %s", problem)
+        return content
+    raise problems[0]
 
 
 def decode_directory(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -126,17 +185,35 @@ def decode_directory(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, 
 
     Returns:
       The arrays, and the path each came from, for messages.
+
+    Raises:
+      UserError: a part is missing or damaged, or two good files hold different ones.
     """
-    files = read_directory(directory)
-    arrays = {part: decode_idx(file) for part, file in files.items()}
-    return arrays, {part: file.where for part, file in files.items()}
+    arrays: dict[str, np.ndarray] = {}
+    where: dict[str, str] = {}
+    for part, files in read_directory(directory).items():
+        arrays[part], where[part] = first_good(files, lambda file: (decode_idx(file), file.where))
+        for file in files:
+            if file.where != where[part] and _is_good_and_other(file, arrays[part]):
+                raise UserError(f"{where[part]} and {file.where} hold different data; remove one of them.")
+    return arrays, where
 
 
-def download(base_urls: tuple[str, ...]) -> dict[str, IdxFile]:
+def _is_good_and_other(file: IdxFile, array: np.ndarray) -> bool:
+    try:
+        other = decode_idx(file)
+    except UserError:
+        return False
+    # Row by row: there is no memory to spare for a comparison of all at once.
+    return other.shape != array.shape or not all(map(np.array_equal, other, array))
+
+
+def download(base_urls: tuple[str, ...]) -> Files:
     """Downloads the four gzipped files from whichever of the servers answers first."""
     base_url = _first_to_answer(base_urls)
     print(f"Downloading Fashion-MNIST (31 MB) from {base_url}", file=sys.stderr, flush=True)
-    return {part: download_file(f"{base_url}{name}.gz") for part, name in FILE_NAMES.items()}
+    urls = {part: f"{base_url}{name}.gz" for part, name in FILE_NAMES.items()}
+    return {part: [IdxFile(url, download_file(url))] for part, url in urls.items()}
 
 
 def _first_to_answer(base_urls: tuple[str, ...]) -> str:
@@ -180,30 +257,33 @@ def _open(url: str) -> http.client.HTTPResponse:
     return urllib.request.urlopen(url, timeout=NO_ANSWER_SECONDS)
 
 
-def download_file(url: str) -> IdxFile:
+def download_file(url: str) -> bytes:
+    """Downloads a file of `MOST_BYTES` at the most."""
     from tqdm import tqdm
 
     content = bytearray()
     try:
         with _open(url) as response:
-            total = int(response.headers.get("Content-Length", 0)) or None
+            total = int(length) if (length := response.headers.get("Content-Length", "")).isdecimal() else None
             with tqdm(
                 desc=url.rpartition("/")[2], total=total, unit="B", unit_scale=True, disable=None
             ) as progress:
                 while chunk := response.read(1 << 16):
                     content += chunk
+                    if len(content) > MOST_BYTES:
+                        raise UserError(f"{url} sends more than {MOST_BYTES:,} bytes.")
                     progress.update(len(chunk))
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"{url}: {error}.") from error
-    return IdxFile(url, bytes(content))
+    return bytes(content)
 
 
-def apt_get_download(scratch: Path) -> dict[str, IdxFile]:
+def apt_get_download(scratch: Path) -> Files:
     """Takes the files out of Debian's (and Ubuntu's) package without installing it, or root."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise UserError("this machine has no apt-get.")
     print(f"apt-get download {DEBIAN_PACKAGE} (31 MB)", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as name:
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".unfinished-") as name:
         directory = Path(name)
         apt_get = ["apt-get", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=0"]
         # Printing where it would download from needs no network, only the package lists.
@@ -216,7 +296,11 @@ def apt_get_download(scratch: Path) -> dict[str, IdxFile]:
         _run_while_bytes_arrive([*apt_get, "download", DEBIAN_PACKAGE], directory)
         (package,) = directory.glob("*.deb")
         _run_while_bytes_arrive(["dpkg-deb", "-x", str(package), name], directory)
-        return read_directory(directory / DEBIAN_DIRECTORY.relative_to("/"))
+        found = read_directory(directory / DEBIAN_DIRECTORY.relative_to("/"))
+        return {
+            part: [IdxFile(file.where, Path(file.where).read_bytes()) for file in files]
+            for part, files in found.items()
+        }
 
 
 def _run_while_bytes_arrive(command: list[str], directory: Path) -> None:

@@ -1,12 +1,10 @@
 """Images in, labels out: from an exported model, in a process of its own."""
 
-import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -112,7 +110,8 @@ def test_a_fresh_process_without_data_predicts_what_this_one_does(model, workdir
     predictions = told(process.stdout)
     assert [prediction["path"] for prediction in predictions] == [str(path) for path in paths]
     for prediction, row in zip(predictions, inference.classify(model, DESCRIPTION, pixels), strict=True):
-        assert list(prediction) == ["path", "label", "class", "probability", "top3"]
+        assert list(prediction) == ["path", "label", "class", "probability", "top3", "unlike_data"]
+        assert prediction["unlike_data"] is None
         ranking = np.argsort(-row)
         assert prediction["label"] == ranking[0]
         assert prediction["class"] == fashion_mnist.CLASS_NAMES[ranking[0]]
@@ -154,12 +153,62 @@ def test_directories_and_standard_input_stand_for_their_images(
     workdir, pixels, paths, tmp_path, run_predict, monkeypatch
 ):
     (tmp_path / "notes.txt").write_text("no image")
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(paths[1].read_bytes())))
-    code, out, err = run_predict("--model", workdir, "--json", "-", tmp_path)
+    with paths[1].open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        code, out, err = run_predict("--model", workdir, "--json", "-", tmp_path)
     assert (code, err) == (0, "")
     first, *others = told(out)
     assert [prediction["path"] for prediction in others] == [str(path) for path in paths]
     assert first == others[1] | {"path": "-"}
+
+
+def test_a_folder_names_what_cannot_be_read_in_it(workdir, paths, tmp_path, run_predict):
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "a.psd", "b.nef", "c.svg", "._0.png"):
+        (tmp_path / name).touch()
+    code, out, err = run_predict("--model", workdir, tmp_path)
+    assert (code, out.count("\n")) == (1, 4)
+    assert err == (
+        f"fmbench.predict: left out {tmp_path}/IMG_1.HEIC, {tmp_path}/IMG_2.heic, {tmp_path}/a.psd and 2 more: "
+        "such images cannot be read; make PNG or JPEG files of them.\n"
+    )
+
+
+def test_no_name_makes_a_line_of_its_own(workdir, pixels, tmp_path, run_predict):
+    forged = tmp_path / "a\nb.png: label 1, Trouser 100.0%, Dress 0.0%, Coat 0.0%\n\x1b[A.png"
+    no_text = tmp_path / os.fsdecode(b"caf\xe9.png")
+    for path in (forged, no_text):
+        save(path, pixels[0])
+    figure = tmp_path / "figures" / "f.svg"
+    figure.parent.mkdir()
+    code, out, err = run_predict("--model", workdir, f"--figure={figure}", tmp_path)
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    assert first.startswith(
+        rf"{tmp_path}/a\nb.png: label 1, Trouser 100.0%, Dress 0.0%, Coat 0.0%\n\x1b[A.png: label "
+    )
+    assert second.startswith(rf"{tmp_path}/caf\xe9.png: label ")
+    code, out, _ = run_predict("--model", workdir, "--json", tmp_path)
+    assert [prediction["path"] for prediction in told(out)] == [str(forged), str(no_text)]
+
+
+@pytest.mark.parametrize(
+    ("level", "said"), [(0, "nearly empty"), (255, "nearly empty"), (90, "nearly all of one grey")]
+)
+def test_an_empty_picture_is_no_confident_class_alone(workdir, tmp_path, run_predict, level, said):
+    path = save(tmp_path / "a.png", np.full((28, 28), level, np.uint8))
+    code, out, _ = run_predict("--model", workdir, path)
+    assert code == 0
+    assert out.endswith(f"%; but it is unlike the data: {said}\n")
+    _, out, _ = run_predict("--model", workdir, path, "--json")
+    assert told(out)[0]["unlike_data"] == said
+
+
+def test_eight_bits_stored_as_sixteen_are_the_same_picture(workdir, pixels, tmp_path, run_predict):
+    deep = save(tmp_path / "deep.png", pixels[0].astype(np.uint16))
+    plain = save(tmp_path / "plain.png", pixels[0])
+    _, out, _ = run_predict("--model", workdir, "--json", deep, plain)
+    one, other = told(out)
+    assert one | {"path": ""} == other | {"path": ""}
 
 
 def test_the_training_data_are_not_needed(workdir, paths, run_predict, monkeypatch):

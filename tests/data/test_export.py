@@ -145,3 +145,19 @@ def test_mistakes_and_help(run):
     code, out, _ = run("export", "--help")
     assert code == 0
     assert all(f"--format={format}" in out for format in ("csv", "idx", "png"))
+
+
+def test_what_a_killed_export_left_is_no_obstacle(run, tmp_path):
+    (tmp_path / ".unfinished-k3j2x_1a" / "train").mkdir(parents=True)
+    code, _, err = run("export", "--format=idx", f"--output={tmp_path}")
+    assert (code, err) == (0, "")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_second_export_to_the_same_place_waits_for_nobody(run, tmp_path):
+    with export._alone(tmp_path):
+        code, _, err = run("export", "--format=idx", f"--output={tmp_path}")
+    assert (code, err) == (
+        2,
+        f"fmbench.datasets: --output={tmp_path} is being written to by another export; wait for it.\n",
+    )

@@ -13,14 +13,18 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from sklearn.model_selection import KFold, train_test_split
 
-from fmbench.data import fashion_mnist, proof, sources, splits, tfds_directory
+from fmbench import datasets
+from fmbench.data import fashion_mnist, kaggle_csv, proof, sources, splits, tfds_directory
 from fmbench.errors import UserError
 from fmbench.pages import leaderboard
 from fmbench.records import store
@@ -181,6 +185,193 @@ def test_truncated_raw_idx(sample_copy, keep, message):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=f"{path} {message}"):
         load_sample_through_tfds(sample_copy)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"\0\0\x08\xff" + b"\xff" * 1020, "is damaged: its header says 255 dimensions, images have 3, labels 1"),
+        (b"\0\0\x08\0", "is damaged: its header says 0 dimensions"),
+        (
+            b"\0\0\x08\x03" + b"\xff" * 12,
+            "too large: its header promises 79,228,162,458,924,105,385,300,197,375 bytes",
+        ),
+        (b"\0\0\x08\x01" + struct.pack(">I", 2**31), "too large: its header promises 2,147,483,648 bytes"),
+        (b"\0\0\x0d\x03", "is not an idx file of bytes"),
+    ],
+)
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_a_header_of_no_images_is_refused_before_they_are_read(sample_copy, header, message, gzipped):
+    path = sample_copy / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(header + bytes(1000)) if gzipped else header + bytes(1000))
+    for source in ("tfds", "idx"):
+        with pytest.raises(UserError, match=f"{path} .*{message}"):
+            fashion_mnist.load(source, str(sample_copy)) if source == "idx" else load_sample_through_tfds(
+                sample_copy
+            )
+
+
+def test_more_than_the_header_promises_is_refused(sample_copy):
+    path = unzip(sample_copy / "t10k-labels-idx1-ubyte.gz")
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=f"{path} is damaged: its header promises 200 bytes, more follow it"):
+        load_sample_through_tfds(sample_copy)
+
+
+# What a process that loads it printed, and the most KiB that it held.
+LOAD_AND_TELL_MEMORY = """
+import re, sys
+from pathlib import Path
+from fmbench.data import fashion_mnist
+from fmbench.errors import UserError
+try:
+    fashion_mnist.load(sys.argv[1], sys.argv[2])
+except UserError as error:
+    print(error)
+print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text()).group(1))
+"""
+
+
+def gzip_of(beginning: bytes, repeated: bytes, times: int) -> bytes:
+    """A gzip file of far more than its size."""
+    packer = zlib.compressobj(9, wbits=31)
+    return packer.compress(beginning) + b"".join(packer.compress(repeated) for _ in range(times)) + packer.flush()
+
+
+BOMBS: dict[str, tuple[str, bytes, bytes, int]] = {
+    # name, beginning, what is repeated, how often: to 8.3 GB and 1.6 GB in 4 MB and less
+    "idx": (
+        "train-images-idx3-ubyte.gz",
+        b"\0\0\x08\x03" + struct.pack(">III", 60_000, 28, 28),
+        bytes(2**20),
+        1000,
+    ),
+    "idx, honest": (
+        "train-images-idx3-ubyte.gz",
+        b"\0\0\x08\x03" + struct.pack(">III", 240_000, 28, 28),
+        bytes(784_000),
+        240,
+    ),
+    "no idx": ("train-images-idx3-ubyte.gz", b"", bytes(2**20), 1000),
+    "CSV without an end of line": ("fashion-mnist_train.csv.gz", b"label", b"1," * 2**19, 1000),
+    "CSV of many rows": (
+        "fashion-mnist_train.csv.gz",
+        ",".join(kaggle_csv.COLUMNS).encode() + b"\n",
+        (b"0" + b",0" * 784 + b"\n") * 1000,
+        1000,
+    ),
+    "CSV of empty lines": (
+        "fashion-mnist_train.csv.gz",
+        ",".join(kaggle_csv.COLUMNS).encode() + b"\n",
+        b"\n" * 2**20,
+        1000,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much memory was held")
+@pytest.mark.parametrize("kind", BOMBS)
+def test_what_unpacks_to_gigabytes_is_refused_in_little_memory(sample_copy, kind):
+    name, beginning, repeated, times = BOMBS[kind]
+    source = "csv" if "CSV" in kind else "idx"
+    if source == "csv":
+        (sample_copy / "fashion-mnist_test.csv").touch()
+    (sample_copy / name).write_bytes(gzip_of(beginning, repeated, times))
+    command = [sys.executable, "-c", LOAD_AND_TELL_MEMORY, source, str(sample_copy)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    said, memory = done.stdout.splitlines()
+    assert f"{sample_copy / name}" in said
+    assert int(memory) < 2**20
+
+
+# What is unambiguous is taken.
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-1000], lambda content: b"<html>", lambda content: b""]
+)
+@pytest.mark.parametrize("source", ["tfds", "idx"])
+def test_a_good_file_beside_a_damaged_one_is_used_and_the_other_named(sample_copy, source, damage, caplog):
+    path = sample_copy / "train-images-idx3-ubyte.gz"
+    content = path.read_bytes()
+    unzip(path)
+    path.write_bytes(damage(content))
+    if source == "idx":
+        assert fashion_mnist.load("idx", str(sample_copy)).version == "sample"
+    else:
+        load_sample_through_tfds(sample_copy)
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith(f"Another file is used instead. {path} is ")
+
+
+def test_the_proven_one_of_two_good_files_is_used(sample_copy, caplog):
+    path = sample_copy / "t10k-labels-idx1-ubyte.gz"
+    raw = path.read_bytes()
+    unzip(path)
+    write_labels(path, (7, 2, 1, 0, 4, 1, 4, 9, 5, 9), 200)
+    load_sample_through_tfds(sample_copy)
+    assert f"{path} is not t10k-labels" in caplog.text
+    path.write_bytes(raw)
+    caplog.clear()
+    load_sample_through_tfds(sample_copy)
+    assert caplog.text == ""
+
+
+def test_two_good_files_that_differ_are_refused_where_nothing_tells_which_is_meant(sample_copy):
+    path = sample_copy / "t10k-labels-idx1-ubyte.gz"
+    raw = sample_copy / "t10k-labels-idx1-ubyte"
+    raw.write_bytes(gzip.decompress(path.read_bytes()))
+    assert fashion_mnist.load("idx", str(sample_copy)).version == "sample"
+    write_labels(path, range(10), 200)
+    with pytest.raises(UserError, match=f"{path} and {raw} hold different data; remove one of them"):
+        fashion_mnist.load("idx", str(sample_copy), unproven=True)
+
+
+@pytest.mark.parametrize("folder", ["raw", "FashionMNIST/raw"])
+def test_torchvisions_folders_will_do(sample_copy, tmp_path, folder):
+    (tmp_path / "root" / folder).parent.mkdir(parents=True)
+    sample_copy.rename(tmp_path / "root" / folder)
+    assert fashion_mnist.load("idx", str(tmp_path / "root")).version == "sample"
+
+
+def test_dots_for_dashes_will_do(sample_copy):
+    for path in list(sample_copy.glob("*.gz")):
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    unzip(sample_copy / "t10k-images.idx3-ubyte.gz")
+    assert fashion_mnist.load("idx", str(sample_copy)).version == "sample"
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(
+    st.binary(max_size=40), st.booleans(), st.sampled_from([b"", b"\0\0\x08", b"\0\0\x08\x01\0\0\0"])
+)
+def test_any_bytes_are_an_array_or_a_line(content, gzipped, beginning):
+    content = beginning + content
+    file = sources.IdxFile("somewhere", gzip.compress(content, 0) if gzipped else content)
+    try:
+        array = sources.decode_idx(file)
+    except UserError as error:
+        assert str(error).startswith("somewhere is ")
+        assert "\n" not in str(error)
+    else:
+        assert sources.idx_header(array) + array.tobytes() == content
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(st.data())
+def test_damaged_gzips_are_an_array_or_a_line(data):
+    """Any that comes back is the one that was packed: gzip has a check sum."""
+    packed = bytearray((SAMPLE / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    expected = sources.decode_idx(sources.IdxFile("somewhere", bytes(packed)))
+    packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        array = sources.decode_idx(sources.IdxFile("somewhere", bytes(packed)))
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        np.testing.assert_array_equal(array, expected)
 
 
 def test_html_page_instead_of_idx(sample_copy):
@@ -377,6 +568,75 @@ def test_damaged_tfds_directory_in_the_cache_is_rebuilt(caplog):
     assert tfds_directory.read(cache / "tfds").keys() == fashion_mnist.SHA256["sample"].keys()
 
 
+def test_a_cache_whose_origin_is_not_noted_heals(monkeypatch):
+    """As versions left it that noted the origin last, and were killed before."""
+    load_sample_through_tfds()
+    cache = files.cache_directory() / "sample"
+    (cache / "origin.txt").unlink()
+    assert fashion_mnist.origin(cache) == "what is not noted"
+    for path in cache.glob("*.npy"):
+        path.unlink()
+    load_sample_through_tfds(None)
+    assert fashion_mnist.origin(cache) == f"the TFDS directory {cache / 'tfds'}"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"])
+def test_the_report_needs_no_origin(content, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["datasets"])
+    monkeypatch.setitem(fashion_mnist.SHA256, "2017-08-31", fashion_mnist.SHA256["sample"])
+    fashion_mnist.load(data_dir=str(SAMPLE))
+    path = files.cache_directory() / "2017-08-31" / "origin.txt"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    datasets.main()
+    assert f"cache         {path.parent}, made from what is not noted\n" in capsys.readouterr().out
+
+
+# Kills itself after the so-manieth of the steps in which the cache is filled.
+KILLED_IN_BETWEEN = """
+import os, signal, sys
+from pathlib import Path
+from fmbench.data import fashion_mnist, tfds_directory
+from fmbench.system import files
+left = [int(sys.argv[1])]
+def counted(function):
+    def call(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+    return call
+fashion_mnist._note_origin = counted(fashion_mnist._note_origin)
+tfds_directory.prepare, tfds_directory.read = counted(tfds_directory.prepare), counted(tfds_directory.read)
+os.fsync = counted(os.fsync)
+fashion_mnist._load_cached("sample", Path(sys.argv[2]))
+print(left[0])
+"""
+
+
+@pytest.mark.slow
+def test_killed_between_any_two_steps_the_next_run_goes_on(tmp_path):
+    for step in range(1, 100):
+        cache = tmp_path / f"killed-{step}"
+        environment = os.environ | {"FMBENCH_CACHE": str(cache)}
+        command = [sys.executable, "-c", KILLED_IN_BETWEEN]
+        killed = subprocess.run(
+            [*command, str(step), str(SAMPLE)], env=environment, capture_output=True, text=True
+        )
+        if killed.returncode == 0:
+            break
+        assert killed.returncode == -9, killed.stderr
+        again = subprocess.run([*command, "1000", str(SAMPLE)], env=environment, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+        assert fashion_mnist.origin(cache / "sample") == str(SAMPLE)
+        assert sorted(path.name for path in (cache / "sample").iterdir()) == sorted(
+            ["lock", "origin.txt", "tfds"]
+            + [f"{part}-{sha256}.npy" for part, sha256 in fashion_mnist.SHA256["sample"].items()]
+        )
+    assert step >= 8  # origin, TFDS directory, its reading, four arrays, at least
+
+
 def test_prepared_tfds_directory_is_used(tmp_path, monkeypatch):
     tfds_directory.prepare(fashion_mnist._read_idx_directory(SAMPLE, "sample"), tmp_path / "tfds")
     monkeypatch.setattr(tfds_directory, "prepare", None)
@@ -453,7 +713,7 @@ def test_concurrent_first_starts_prepare_once(tmp_path):
 
 
 def test_sources_are_asked_in_order_until_one_is_proven(sample_copy):
-    def nothing() -> dict[str, sources.IdxFile]:
+    def nothing() -> sources.Files:
         raise UserError("there is nothing.")
 
     (sample_copy / "train-images-idx3-ubyte.gz").write_text("<html>")
@@ -551,7 +811,7 @@ def test_download_from_the_server_that_has_the_files(serve, tmp_path, closed_url
     good = serve(SAMPLE)
     bad = (silent_url, closed_url, serve(tmp_path / "login"), serve(tmp_path / "empty"))
     files = sources.download((*bad, good))
-    assert {file.where.rpartition("/")[0] + "/" for file in files.values()} == {good}
+    assert {file.where.rpartition("/")[0] + "/" for (file,) in files.values()} == {good}
     assert fashion_mnist._decode_idx_files(files, "sample").keys() == fashion_mnist.SHA256["sample"].keys()
     with pytest.raises(UserError, match=r"something else than the file.*HTTP Error 404"):
         sources.download(bad[2:])

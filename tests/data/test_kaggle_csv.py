@@ -2,11 +2,14 @@
 
 import gzip
 import re
+import tempfile
 import time
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from fmbench.data import export, fashion_mnist, kaggle_csv, proof
 from fmbench.errors import UserError
@@ -47,8 +50,23 @@ def test_rows_become_images_and_labels(path):
         GOOD.rstrip("\n").encode(),
         GOOD.replace("\n", "\r\n").rstrip("\r\n").encode(),
         (GOOD + "\n\n").encode(),
+        GOOD.replace("\n", "\r").encode(),
+        b"\xef\xbb\xbf" + GOOD.replace(",", ";").replace("\n", "\r\n").encode(),
+        GOOD.replace(",", "\t").encode(),
+        GOOD.replace(HEADER, '"' + HEADER.replace(",", '","') + '"').encode(),
     ],
-    ids=["BOM", "CRLF", "BOM and CRLF", "no last newline", "CRLF, no last newline", "empty lines at the end"],
+    ids=[
+        "BOM",
+        "CRLF",
+        "BOM and CRLF",
+        "no last newline",
+        "CRLF, no last newline",
+        "empty lines at the end",
+        "CR",
+        "semicolons",
+        "tabs",
+        "quoted names",
+    ],
 )
 def test_what_other_systems_do_to_a_text_file_does_no_harm(path, content):
     path.write_bytes(content)
@@ -95,6 +113,19 @@ def with_cell(row: int, column: int, cell: str) -> str:
         (with_cell(1, 0, "10"), "line 3: label is '10', expected a whole number from 0 to 9"),
         (with_cell(1, 0, "-1"), "line 3: label is '-1', expected a whole number from 0 to 9"),
         (with_cell(2, 784, "9" * 5000), "line 4: pixel784 is '9999"),
+        (
+            with_cell(2, 784, "9" * 20_000),
+            "line 4: expected a label and 784 pixels, found 16,384 characters and no",
+        ),
+        (
+            "label," * 5000,
+            "line 1: expected a label and 784 pixels, found 16,384 characters and no end of the line",
+        ),
+        (
+            GOOD.replace(ROWS[1], ROWS[1].replace(",", ";")),
+            "line 3: expected 785 cells, a label and 784 pixels, found 1",
+        ),
+        (with_cell(0, 3, "\0"), "line 2: pixel3 is '\\x00', expected"),
         # The first mistake is named, whatever padding NumPy would have taken.
         (with_cell(1, 1, " 7 ").replace(ROWS[2], "1"), "line 4: expected 785 cells"),
         (with_cell(1, 1, "007").replace(ROWS[2], "1"), "line 4: expected 785 cells"),
@@ -109,6 +140,58 @@ def test_a_mistake_is_named_by_file_and_line(path, recwarn, content, message):
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) < len(str(path)) + 150
     assert recwarn.list == []
+
+
+def test_a_file_of_too_many_lines_is_named(path, monkeypatch):
+    monkeypatch.setattr(kaggle_csv, "MOST_LINES", 3)
+    path.write_text(GOOD)
+    with pytest.raises(UserError, match=re.escape(f"{path} has more than 3 lines")):
+        kaggle_csv.read_file(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "cp037"])
+def test_other_encodings_are_named(path, encoding):
+    path.write_bytes(GOOD.encode(encoding))
+    with pytest.raises(UserError, match="line 1: expected ") as error:
+        kaggle_csv.read_file(path)
+    assert str(error.value).isprintable()
+
+
+CELLS = st.one_of(
+    st.integers(-10, 300).map(str),
+    st.sampled_from(["", " ", "1.5", "x", "\n", "\r\n", '"', "\0", "٣", "1;2", "1e2", "nan"]),
+)
+
+
+@hypothesis.settings(max_examples=80, deadline=None)
+@hypothesis.given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 784), CELLS), max_size=3))
+def test_any_cells_are_the_numbers_that_stand_there_or_a_line(changes):
+    rows = [row.split(",") for row in ROWS]
+    for row, column, cell in changes:
+        rows[row][column] = cell
+    text = "\n".join([HEADER, *map(",".join, rows)])
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "fashion-mnist_test.csv"
+        path.write_text(text, encoding="utf-8")
+        try:
+            images, labels = kaggle_csv.read_file(path)
+        except UserError as error:
+            assert str(error).startswith(f"{path}, line ")
+            assert str(error).isprintable()
+        else:
+            expected = [[int(cell) for cell in row] for row in rows]
+            np.testing.assert_array_equal(np.column_stack([labels, images.reshape(3, 784)]), expected)
+
+
+@hypothesis.settings(max_examples=80, deadline=None)
+@hypothesis.given(st.binary(max_size=200), st.booleans())
+def test_any_bytes_are_refused_in_a_line(content, after_the_header):
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "fashion-mnist_test.csv"
+        path.write_bytes((HEADER + "\n").encode() + content if after_the_header else content)
+        with pytest.raises(UserError) as error:
+            kaggle_csv.read_file(path)
+    assert str(error.value).isprintable()
 
 
 def test_bytes_that_are_no_text_are_named_by_line(path):
@@ -188,6 +271,16 @@ def test_a_missing_file_is_named(sample_csv, tmp_path):
     copy(sample_csv, tmp_path)[1].unlink()
     with pytest.raises(UserError, match=r"has no fashion-mnist_test\.csv and no fashion-mnist_test\.csv\.gz"):
         fashion_mnist.load("csv", str(tmp_path))
+
+
+def test_a_good_file_beside_a_damaged_one_is_used_and_the_other_named(sample_csv, tmp_path, caplog):
+    train, test = copy(sample_csv, tmp_path)
+    for path in (train, test):
+        path.with_suffix(".csv.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
+    test.write_bytes(test.read_bytes()[:10_000])
+    assert fashion_mnist.load("csv", str(tmp_path)).version == "sample"
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith(f"Another file is used instead. {test}, line ")
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 import types
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
-from fmbench.data import pretrained
+from fmbench.data import pretrained, sources
 from fmbench.errors import UserError
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -109,6 +110,12 @@ def test_a_storage_of_another_length_is_refused(save_torch):
         pretrained.read_torch(shorter)
 
 
+def test_a_storage_larger_than_the_file_is_refused_before_it_is_made(save_torch):
+    storages = {"7": SimpleNamespace(size=2**44, astype=lambda dtype: np.zeros(0))}  # 64 TiB
+    with pytest.raises(pickle.UnpicklingError, match="storage 7 is larger than the file"):
+        pretrained.read_torch(save_torch({"a": Tensor("7", 0, (6,), (1,))}, storages))
+
+
 def test_a_pickle_that_would_run_something_is_refused(save_torch, tmp_path):
     class Harmful:
         def __reduce__(self):
@@ -154,6 +161,33 @@ def test_a_file_with_another_hash_is_not_read(backbone, tmp_path, monkeypatch):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"features\.weights=.*absent\.h5 cannot be read \(No such file"):
         pretrained.load("vgg19", str(tmp_path / "absent.h5"))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory"])
+def test_what_is_no_file_is_not_read(kind, tmp_path):
+    path = tmp_path / "weights"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(UserError, match=r"features\.weights=.*weights cannot be read \(Not a file\)"):
+        pretrained.load("vgg19", str(path))
+
+
+def test_of_a_huge_file_no_more_is_read_than_weights_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_BYTES", 1000)
+    (tmp_path / "weights").write_bytes(bytes(5000))
+    found = hashlib.md5(bytes(1000)).hexdigest()
+    with pytest.raises(UserError, match=f"found {found}"):
+        pretrained.load("vgg19", str(tmp_path / "weights"))
+
+
+def test_a_server_that_sends_no_end_is_left(server, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_BYTES", 10)
+    with pytest.raises(UserError, match=r"notop\.h5 sends more than 10 bytes"):
+        pretrained.load("vgg19")
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
