@@ -43,6 +43,7 @@ class ProcessList:
         self._here = machine.environment(ask_driver=False)
         self._present = Process(
             began=machine.now(),
+            git_commit=self._here.git_commit,
             git_dirty=self._here.git_dirty,
             git_unknown=self._here.git_unknown,
             conditions=self._here.conditions,

@@ -103,17 +103,8 @@ class Environment(Strict):
     def conditions(self) -> dict[str, str]:
         """What the processes of one run must share, by name, in words; what is not set or not told is left out."""
         fields = (
-            *("git_commit", "code_sha256", "python", "device_platform", "device_kind", "num_devices"),
-            *(
-                "num_processes",
-                "cpu",
-                "cpu_stepping",
-                "machine",
-                "cpu_cores",
-                "cpu_quota",
-                "virtualised",
-                "xla_flags",
-            ),
+            *("code_sha256", "python", "device_platform", "device_kind", "num_devices", "num_processes", "cpu"),
+            *("cpu_stepping", "machine", "cpu_cores", "cpu_quota", "virtualised", "xla_flags"),
         )
         found = {field: getattr(self, field) for field in fields}
         found["instruction_sets"] = " ".join(self.instruction_sets or [])
@@ -181,6 +172,7 @@ class Process(Strict):
     last_step: Count = 0
     wall_seconds: Seconds = 0.0  # but for those asleep; of one that was killed to within a second
     asleep_seconds: Seconds = 0.0
+    git_commit: str | None = None
     git_dirty: bool | None = None
     git_unknown: str | None = None
     conditions: dict[str, str]  # as `Environment.conditions`
@@ -342,7 +334,7 @@ def _defaults() -> dict[str, Any]:
 def unlike(processes: Sequence[Process]) -> str:
     """In what those differ that a run's last state, or its evaluation, comes from: 'cpu_cores: 2 -> 1', or ''.
 
-    A commit that is not known differs from none: the hash of the code tells.
+    Commits may differ, for results are committed, too: the hash of the code tells.
     """
     made = [process.conditions for process in processes if process.last_step > process.first_step]
     made += [process.conditions for process in processes[-1:]]
@@ -351,8 +343,6 @@ def unlike(processes: Sequence[Process]) -> str:
     parts = []
     for name in sorted({name for conditions in made for name in conditions}):
         values = [conditions.get(name, "none") for conditions in made]
-        if name == "git_commit":
-            values = [value for value in values if value != "none"]
         if len(set(values)) > 1:
             parts.append(f"{name}: {' -> '.join(dict.fromkeys(values))}")
     return ", ".join(parts)

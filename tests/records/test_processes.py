@@ -74,7 +74,6 @@ def test_without_the_list_the_checkpoint_has_it(begin, damage, tmp_path):
 
 
 OTHERS = [
-    ({"git_commit": "abcdef"}, "git_commit: c0ffee -> abcdef"),
     ({"code_sha256": "beef"}, "code_sha256: c0de -> beef"),
     ({"versions": {"jax": "0.10.1"}}, "jax: 0.10.0 -> 0.10.1"),
     ({"versions": {"jax": "0.10.0", "onednn-cpu-gomp": "3"}}, "onednn-cpu-gomp: none -> 3"),
@@ -163,10 +162,11 @@ def test_work_that_only_a_damaged_checkpoint_had_is_of_no_conditions(begin, monk
     assert schema.unlike(third.all) == ""
 
 
-def test_a_commit_that_git_did_not_tell_is_no_other_one(begin):
+def test_the_same_code_may_be_of_another_commit_or_of_none_that_git_tells(begin):
     first = begin()
     first.resume(0, [])
     saved = first.to_json(55)
+    begin(git_commit="abcdef").resume(55, saved)
     second = begin(git_commit=None, git_dirty=None, git_unknown="git: dubious ownership")
     second.resume(55, saved)
     environment = second.environment()
