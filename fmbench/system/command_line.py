@@ -2,11 +2,29 @@
 
 import argparse
 import contextlib
+import errno
+import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fmbench.errors import UserError, is_out_of_memory, nearest
+from fmbench.system import interrupt, places
+
+# What an operating system refuses without naming a file. Other errors without one are bugs, and have a traceback.
+OF_THE_MACHINE = {
+    errno.ENOSPC: "make room there, or name another place",
+    errno.EDQUOT: "make room in the quota, or name another place",
+    errno.EFBIG: "allow larger files (ulimit -f), or name another place",
+    errno.EROFS: "name another place",
+    errno.EIO: "the device fails; name another place",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "this machine has too many open files; close some",
+    errno.EAGAIN: "allow more processes (ulimit -u)",
+    errno.ENOMEM: "others may hold the memory; close some",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +40,7 @@ class Parser(argparse.ArgumentParser):
         self.words: list[str] = []
         self.register("type", int, whole_number)
         self.register("type", float, number)
+        self.register("type", Path, local_path)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         arguments, rest = self.parse_known_args(args, namespace)
@@ -51,7 +70,7 @@ class Parser(argparse.ArgumentParser):
         self._exit(message)
 
     def _exit(self, message: str) -> NoReturn:
-        self.exit(2, f"fmbench.{self.name}: {message}; --help lists the flags.\n")
+        self.exit(2, in_one_line(f"fmbench.{self.name}: {message}; --help lists the flags.") + "\n")
 
 
 def whole_number(text: str) -> int:
@@ -70,23 +89,116 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
 
 
+def local_path(text: str) -> Path:
+    """A path, for argparse."""
+    try:
+        return places.local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+
+
+def in_one_line(text: str) -> str:
+    """With what would end the line, or do more than be read, written out: a newline in a file's name."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def begin() -> None:
+    """Makes a command of this process, as early as can be: from now on it ends as `plain_errors` has it."""
+    interrupt.answer.listen()
+    sys.excepthook = _end_in_one_line
+    for descriptor in range(3):  # one that is closed would be given to the next file
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _end_in_one_line(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    """For what happens before a command's `main`: while it imports."""
+    if said := _said_of(error):
+        _say(f"fmbench: {said}")
+        sys.exit(2)
+    sys.__excepthook__(kind, error, traceback)
+
+
 @contextlib.contextmanager
 def plain_errors(name: str, interrupted: str = "interrupted.") -> Iterator[None]:
-    """Ends the process with one line: with 2 on a user's mistake or where memory ends, with 130 on Ctrl-C."""
+    """Around a whole command: ends the process with one line, in which no traceback is.
+
+    With 2 on what a user or the machine does wrong, with 130 on Ctrl-C, with 143 on SIGTERM; without a word, and
+    with 141, where nobody reads standard output any more.
+
+    Args:
+        name: Of the command's module; '' for fmbench itself.
+        interrupted: What to say on Ctrl-C.
+    """
+    prefix = f"fmbench.{name}".rstrip(".")
+    answer = interrupt.answer
+    answer.expected, answer.given = answer.listens, None
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be ASCII, and names of files any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        yield
-    except UserError as error:
-        print(f"fmbench.{name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"fmbench.{name}: {interrupted}", file=sys.stderr)
-        sys.exit(130)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        try:
+            yield
+        except SystemExit:
+            _flush_output()
             raise
-        first_line, *_ = str(error).splitlines() or [type(error).__name__]
-        print(f"fmbench.{name}: out of memory, which others may hold, too ({first_line})", file=sys.stderr)
+        _flush_output()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        answer.expected = False
+        lost = _streams_that_fail()
+        if signalled := error if isinstance(error, KeyboardInterrupt) else answer.given:
+            _say(f"{prefix}: {interrupt.in_words(signalled, interrupted)}")
+            sys.exit(interrupt.exit_code(signalled))
+        if isinstance(error, BrokenPipeError):
+            sys.exit(141)
+        if not (said := _said_of(error)):
+            raise
+        _say(f"{prefix}: {lost[0]}: {said}" if lost else f"{prefix}: {said}")
         sys.exit(2)
+    finally:
+        answer.close()
+
+
+def _said_of(error: BaseException) -> str:
+    """Of what a user or the machine does wrong, in one line; '' of what is a bug."""
+    first_line, *_ = str(error).splitlines() or [type(error).__name__]
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"out of memory, which others may hold, too ({first_line})"
+    if isinstance(error, OSError) and error.errno:
+        if error.filename is None and error.errno not in OF_THE_MACHINE:
+            return ""
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{place}{error.strerror}; {OF_THE_MACHINE.get(error.errno, 'name another place')}."
+    return ""
+
+
+def _flush_output() -> None:
+    if sys.stdout:
+        sys.stdout.flush()
+
+
+def _streams_that_fail() -> list[str]:
+    """Which of standard output and standard error can't take what waits in them; from now on it goes nowhere."""
+    names = []
+    for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
+        try:
+            if stream:
+                stream.flush()
+        except OSError:
+            names.append(name)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return names
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        if sys.stderr:
+            print(in_one_line(line), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -96,7 +208,14 @@ def needs_extra(extra: str) -> Iterator[None]:
     Raises:
         UserError: If one is not installed; says how to install it.
     """
+    # A notebook's, which its shell commands inherit, is unknown to other environments, and nothing here is shown.
+    backend = os.environ.pop("MPLBACKEND", None)
     try:
         yield
     except ImportError as error:
+        if error.name is None:
+            raise
         raise UserError(f"{error.name} is missing; it comes with pip install 'fmbench[{extra}]'.") from error
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from fmbench.errors import UserError
+from fmbench.system.places import local_path
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
@@ -28,7 +31,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def cache_directory() -> Path:
-    """`$FMBENCH_CACHE`, else `fmbench` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    if cache := os.environ.get("FMBENCH_CACHE"):
-        return Path(cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmbench"
+    """`$FMBENCH_CACHE`, else `fmbench` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises:
+        UserError: If there is no such place: this user has no home folder, perhaps, as in containers.
+    """
+    named = os.environ.get("FMBENCH_CACHE")
+    try:
+        return local_path(named or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/fmbench")
+    except UserError as error:
+        raise UserError(f"there is no place for the cache: {error} FMBENCH_CACHE may name another.") from error

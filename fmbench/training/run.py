@@ -107,7 +107,9 @@ def _run(lanes: list[Lane], directory: Path, stop: StopRequest, stop_after: int)
     is_first = next(_runs_of_process) == 0
     config = lanes[0].config  # but for the seed the others' too
     checkpoints = Checkpoints(directory / "checkpoints")
+    stop.is_heeded = False  # what is prepared is not lost
     plan, state = _prepare(lanes, directory, checkpoints, stopwatch)
+    stop.is_heeded = True
     began -= stopwatch.seconds["wall"]
     step = int(state.step.max())
     writers = [MetricWriter(lane.directory, step) for lane in lanes]

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +17,19 @@ from fmbench.errors import UserError
 from fmbench.records import store
 from fmbench.system import files
 
+LOCK = ".fmbench.lock"
+# All that runs leave, and nothing else is ever removed. Temporary files have names of their own, of `tempfile`.
+LEFT_BY_RUNS = re.compile(
+    r"\.lock|\.fmbench\.lock|config\.json|data\.json|metrics\.jsonl|record\.(json|npy|validation\.npy)|checkpoints|"
+    r"tensorboard|model|model\.partial|figures|seed\d+|\.(config|data|metrics|record)\.[.a-z]+\.[a-z0-9_]{8}"
+)
+
 
 @contextlib.contextmanager
 def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[None]:
     """Opens `workdir` for a run of `config` and keeps other processes out.
+
+    A run that fails before it has left something to go on from leaves nothing.
 
     Args:
         workdir: Created if absent.
@@ -28,16 +39,25 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
         force: Throw away what an earlier run left there.
 
     Raises:
-        UserError: If the directory holds something else, a run of another config, or a running one.
+        UserError: If the directory holds something else, a run of another config, or a running one; or it is a
+            symbolic link, or has one in the place of what a run writes: it may lead to somebody else's files.
     """
     stored = workdir / "config.json"
+    made = [path for path in (workdir, *workdir.parents) if not os.path.lexists(path)]
     try:
+        if workdir.is_symlink():
+            raise UserError(f"--workdir={workdir} is a link; name what it leads to, {workdir.readlink()}.")
         if workdir.exists() and not workdir.is_dir():
             raise UserError(f"--workdir={workdir} is a file; name a directory.")
         if workdir.exists() and not _is_free(workdir) and not _is_config(stored):
             raise UserError(f"--workdir={workdir} holds files that are not a run's; name an empty directory.")
+        links = [path.name for path in workdir.iterdir() if path.is_symlink()] if workdir.exists() else []
+        if not force and (ours := list(filter(LEFT_BY_RUNS.fullmatch, links))):
+            raise UserError(
+                f"--workdir={workdir} has a link where a run has files of its own ({ours[0]}); --force removes it."
+            )
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(workdir / ".lock")
+        lock = filelock.FileLock(workdir / LOCK)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise UserError(f"--workdir={workdir} is in use by another run; wait for it.") from error
@@ -51,7 +71,16 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
         else:
             with files.atomic_file(stored) as file:
                 file.write(json.dumps(config, indent=1).encode())
-        yield
+        try:
+            yield
+        except BaseException:
+            if _is_untrained(workdir):
+                _clear(workdir)
+                (workdir / LOCK).unlink()
+                with contextlib.suppress(OSError):  # somebody else's file is there
+                    for path in made:
+                        path.rmdir()
+            raise
 
 
 def check_same_data(workdir: Path, sha256: dict[str, str]) -> None:
@@ -87,12 +116,14 @@ def is_finished(workdir: Path) -> bool:
 
 def _is_free(workdir: Path) -> bool:
     # A process killed at its very start leaves the lock, and perhaps an unfinished config.json.
-    return all(path.name.startswith((".lock", ".config.json.")) for path in workdir.iterdir())
+    ours = re.compile(r"\.fmbench\.lock|\.config\.json\.[a-z0-9_]{8}")
+    return all(ours.fullmatch(path.name) for path in workdir.iterdir())
 
 
 def _is_untrained(workdir: Path) -> bool:
     """Whether earlier runs left nothing but what they say of themselves: they ended with an error, perhaps."""
-    return {path.name for path in workdir.iterdir()} <= {".lock", "config.json", "data.json"}
+    left = {path.name for path in workdir.iterdir() if LEFT_BY_RUNS.fullmatch(path.name)}
+    return left <= {".lock", LOCK, "config.json", "data.json"}
 
 
 def _is_config(path: Path) -> bool:
@@ -125,7 +156,7 @@ def _only_moved(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> bool
 def _clear(workdir: Path) -> None:
     # config.json goes last: without it the rest would no longer be known as a run's.
     for path in sorted(workdir.iterdir(), key=lambda path: path.name == "config.json"):
-        if path.name == ".lock":
+        if path.name == LOCK or not LEFT_BY_RUNS.fullmatch(path.name):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
