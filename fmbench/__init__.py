@@ -16,6 +16,9 @@ from fmbench.errors import UserError
 
 if os.path.basename(sys.argv[0]) in ("-m", "fmbench"):  # noqa: PTH119
     # A command begins: `python -m` looks for its module here, or the script `fmbench` does.
+    from fmbench.system import interrupt
+
+    interrupt.answer.listen()
     from fmbench.system import command_line
 
     command_line.begin()

@@ -52,6 +52,9 @@ class Parser(argparse.ArgumentParser):
         self.words = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(args, namespace)
 
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse's own says nothing of a device that is full
+
     def refuse(self, word: str) -> NoReturn:
         """Ends the process: there is no such flag."""
         flag = word.partition("=")[0]
@@ -65,12 +68,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the process; that a flag is missing is said after that another is mistyped."""
         for flag in (word.partition("=")[0] for word in self.words if word.startswith("--")):
+            if flag.startswith("--config."):  # a field; those who take none refuse it later
+                continue
             if not any(known.startswith(flag) for known in self._option_string_actions):
                 self.refuse(flag)
         self._exit(message)
 
     def _exit(self, message: str) -> NoReturn:
-        self.exit(2, in_one_line(f"fmbench.{self.name}: {message}; --help lists the flags.") + "\n")
+        _say(f"fmbench.{self.name}: {message}; --help lists the flags.")
+        sys.exit(2)
 
 
 def whole_number(text: str) -> int:
@@ -104,13 +110,15 @@ def in_one_line(text: str) -> str:
 
 def begin() -> None:
     """Makes a command of this process, as early as can be: from now on it ends as `plain_errors` has it."""
-    interrupt.answer.listen()
     sys.excepthook = _end_in_one_line
     for descriptor in range(3):  # one that is closed would be given to the next file
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _end_in_one_line(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
@@ -148,7 +156,7 @@ def plain_errors(name: str, interrupted: str = "interrupted.") -> Iterator[None]
         raise
     except BaseException as error:
         answer.expected = False
-        lost = _streams_that_fail()
+        _drop_streams_that_fail()
         if signalled := error if isinstance(error, KeyboardInterrupt) else answer.given:
             _say(f"{prefix}: {interrupt.in_words(signalled, interrupted)}")
             sys.exit(interrupt.exit_code(signalled))
@@ -156,7 +164,7 @@ def plain_errors(name: str, interrupted: str = "interrupted.") -> Iterator[None]
             sys.exit(141)
         if not (said := _said_of(error)):
             raise
-        _say(f"{prefix}: {lost[0]}: {said}" if lost else f"{prefix}: {said}")
+        _say(f"{prefix}: {said}")
         sys.exit(2)
     finally:
         answer.close()
@@ -169,12 +177,22 @@ def _said_of(error: BaseException) -> str:
         return str(error)
     if is_out_of_memory(error):
         return f"out of memory, which others may hold, too ({first_line})"
+    if isinstance(error, FileNotFoundError) and _current_folder_is_gone():
+        return "the current folder was removed; go to one that is there."
     if isinstance(error, OSError) and error.errno:
         if error.filename is None and error.errno not in OF_THE_MACHINE:
             return ""
-        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        return f"{place}{error.strerror}; {OF_THE_MACHINE.get(error.errno, 'name another place')}."
+        place = "writing" if error.filename is None else error.filename
+        return f"{place}: {error.strerror}; {OF_THE_MACHINE.get(error.errno, 'name another place')}."
     return ""
+
+
+def _current_folder_is_gone() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _flush_output() -> None:
@@ -182,23 +200,22 @@ def _flush_output() -> None:
         sys.stdout.flush()
 
 
-def _streams_that_fail() -> list[str]:
-    """Which of standard output and standard error can't take what waits in them; from now on it goes nowhere."""
-    names = []
-    for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
+def _drop_streams_that_fail() -> None:
+    """Lets what waits in standard output and error, and can't be written, go nowhere; Python would try again."""
+    for stream in (sys.stdout, sys.stderr):
         try:
             if stream:
                 stream.flush()
         except OSError:
-            names.append(name)
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return names
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(OSError):
+    try:
         if sys.stderr:
             print(in_one_line(line), file=sys.stderr, flush=True)
+    except OSError:
+        _drop_streams_that_fail()
 
 
 @contextlib.contextmanager

@@ -43,6 +43,11 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
             symbolic link, or has one in the place of what a run writes: it may lead to somebody else's files.
     """
     stored = workdir / "config.json"
+    if os.fsencode(workdir.absolute()) != str(workdir.absolute()).encode(errors="replace"):
+        raise UserError(
+            f"--workdir={workdir}: its full name is not UTF-8, which checkpoints need; name another, or set "
+            "PYTHONUTF8=1 if it is."
+        )
     made = [path for path in (workdir, *workdir.parents) if not os.path.lexists(path)]
     try:
         if workdir.is_symlink():
