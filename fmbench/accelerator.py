@@ -34,17 +34,17 @@ MEASUREMENTS = {
 LEAST_SECONDS = 60  # that a measurement takes
 
 
-@command_line.plain_errors("accelerator", "interrupted; finished records are kept.")
 def main() -> None:
     parser = command_line.Parser("accelerator", usage="%(prog)s [PART ...] [options]", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help="check, an entry, or a measurement; default: all")
     parser.add_argument("--minutes", type=float, default=8.0, help="all that this may take (default: 8)")
     parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
-    arguments, words = parser.parse_known_args()
-    overrides, stray = entries.split(words)
-    if stray or "" in overrides:
-        parser.refuse(stray[0] if stray else "--config")
-    sys.exit(_use(arguments.parts, overrides, arguments.minutes, arguments.results_dir))
+    with command_line.plain_errors("accelerator", "interrupted; finished records are kept."):
+        arguments, words = parser.parse_known_args()
+        overrides, stray = entries.split(words)
+        if stray or "" in overrides:
+            parser.refuse(stray[0] if stray else "--config")
+        sys.exit(_use(arguments.parts, overrides, arguments.minutes, arguments.results_dir))
 
 
 def _use(parts: list[str], overrides: dict[str, str], minutes: float, results_dir: Path) -> int:

@@ -27,7 +27,6 @@ from fmbench.system import command_line
 # What takes JAX is imported in the functions: help, and the answer to a mistake, should not wait for it.
 
 
-@command_line.plain_errors("main")
 def main() -> None:
     parser = command_line.Parser(
         "main",
@@ -62,23 +61,24 @@ def main() -> None:
         metavar="A,B",
         help="train these seeds at once, in one program (accelerators)",
     )
-    arguments, words = parser.parse_known_args()
-    overrides, stray = entries.split(words)
-    if stray:
-        parser.refuse(stray[0])
-    if arguments.seeds and "seed" in overrides:
-        raise UserError("--seeds and --config.seed both say which seed; give one of them.")
-    run_config = entries.resolve(arguments.config or "", overrides)
-    if arguments.summary:
-        print_summary(run_config)
-        return
-    if arguments.machine is not None:
-        os.environ["FMBENCH_MACHINE"] = arguments.machine
-    from fmbench import api
+    with command_line.plain_errors("main"):
+        arguments, words = parser.parse_known_args()
+        overrides, stray = entries.split(words)
+        if stray:
+            parser.refuse(stray[0])
+        if arguments.seeds and "seed" in overrides:
+            raise UserError("--seeds and --config.seed both say which seed; give one of them.")
+        run_config = entries.resolve(arguments.config or "", overrides)
+        if arguments.summary:
+            print_summary(run_config)
+            return
+        if arguments.machine is not None:
+            os.environ["FMBENCH_MACHINE"] = arguments.machine
+        from fmbench import api
 
-    records = api.run(
-        run_config, arguments.workdir, arguments.results_dir, seeds=arguments.seeds, force=arguments.force
-    )
+        records = api.run(
+            run_config, arguments.workdir, arguments.results_dir, seeds=arguments.seeds, force=arguments.force
+        )
     sys.exit(max({"completed": 0, "diverged": 3, "interrupted": 130}[record.status] for record in records))
 
 

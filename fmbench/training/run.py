@@ -102,18 +102,18 @@ class Lane:
 
 def _run(lanes: list[Lane], directory: Path, stop: StopRequest, stop_after: int) -> None:
     """Trains all lanes, and leaves the record of each, with its predictions, in its directory."""
+    stop.is_heeded = False  # so far nothing is lost
     began = time.perf_counter()
     stopwatch = Stopwatch()
     is_first = next(_runs_of_process) == 0
     config = lanes[0].config  # but for the seed the others' too
     checkpoints = Checkpoints(directory / "checkpoints")
-    stop.is_heeded = False  # what is prepared is not lost
     plan, state = _prepare(lanes, directory, checkpoints, stopwatch)
-    stop.is_heeded = True
     began -= stopwatch.seconds["wall"]
     step = int(state.step.max())
     writers = [MetricWriter(lane.directory, step) for lane in lanes]
     display = Progress(num_steps=plan.num_steps, first_step=step, batch_size=config.batch_size)
+    stop.is_heeded = True
     display.line(_first_line(lanes, plan, state))
     if lanes[0].diary.num_resumes:
         display.line(f"resumed from {directory} after step {step} of {plan.num_steps}")
