@@ -99,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError("is no plain file")
         if status.st_size > LARGEST_JSON:
             raise ValueError(f"has {status.st_size:,} bytes, too many")
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes().decode())
     except OSError as error:
         raise ValueError(error.strerror) from error
     except UnicodeDecodeError as error:

@@ -153,13 +153,11 @@ def _digest(tree: Any) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's threads from printing tracebacks of what it raises, too."""
+    """Keeps the threads of Orbax from printing what it raises, too: for good after an error, as some go on."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
+    yield
+    logging.set_verbosity(verbosity)
 
 
 def _reason(error: Exception) -> str:
