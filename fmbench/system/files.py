@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from fmbench.errors import UserError
 
-LARGEST_JSON = 64 << 20  # bytes; that of 10,000 epochs is smaller
+LARGEST_TEXT = 64 << 20  # bytes; the history of 10,000 epochs is smaller
 
 
 @contextlib.contextmanager
@@ -87,6 +87,25 @@ def one_line(place: Path) -> Iterator[None]:
         ) from error
 
 
+def read_text(path: Path) -> str:
+    """Reads a file that may be anything by now.
+
+    Raises:
+        ValueError: If it is no text of reasonable size; says why, without the path.
+    """
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is no plain file")
+        if status.st_size > LARGEST_TEXT:
+            raise ValueError(f"has {status.st_size:,} bytes, too many")
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise ValueError(error.strerror) from error
+    except UnicodeDecodeError as error:
+        raise ValueError("is not UTF-8") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads an object from a file that may be anything by now.
 
@@ -94,16 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If there is none; says why, without the path.
     """
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("is no plain file")
-        if status.st_size > LARGEST_JSON:
-            raise ValueError(f"has {status.st_size:,} bytes, too many")
-        content = json.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise ValueError(error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise ValueError("is not UTF-8") from error
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"is no JSON: {error}") from error
     except RecursionError as error:

@@ -14,6 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
+from fmbench.records.schema import Epoch
 from fmbench.system import files
 
 SECONDS_BETWEEN_UPDATES = 0.5
@@ -60,6 +61,26 @@ class Progress:
         self.bar.close()
 
 
+def mend_metrics(workdir: Path, history: Sequence[Epoch]) -> None:
+    """Writes metrics.jsonl anew, and says so, where it is not a finished run's history."""
+    path = workdir / "metrics.jsonl"
+    try:
+        lines = files.read_text(path).splitlines()
+        if [Epoch(**json.loads(line)) for line in lines] == list(history):
+            return
+        damage = "is not the history that the record has"
+    except (ValueError, TypeError, RecursionError):
+        damage = "is damaged"
+    print(f"{path}: {damage}; written anew.", file=sys.stderr)
+    files.remove(path)
+    _write_history(path, [epoch.model_dump(exclude_none=True) for epoch in history])
+
+
+def _write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    with files.atomic_file(path) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in history).encode())
+
+
 class MetricWriter:
     """Appends measurements to <workdir>/metrics.jsonl and <workdir>/tensorboard.
 
@@ -75,8 +96,8 @@ class MetricWriter:
     def __init__(self, workdir: Path, history: Sequence[Mapping[str, float]]):
         files.make_folder(workdir)
         path = workdir / "metrics.jsonl"
-        with files.atomic_file(path) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in history).encode())
+        files.remove(path)
+        _write_history(path, history)
         self._file = path.open("a", buffering=1)
         # Not tensorboardX.SummaryWriter, whose thread prints a traceback where a disk is full, and then hangs.
         files.make_folder(workdir / "tensorboard")

@@ -30,7 +30,7 @@ from fmbench.training import input_pipeline, parallel, selection, steps, workdir
 from fmbench.training.checkpoint import Checkpoints
 from fmbench.training.optimizer import make_optimizer
 from fmbench.training.record import Diary, is_finite, make_record
-from fmbench.training.reporting import MetricWriter, Progress
+from fmbench.training.reporting import MetricWriter, Progress, mend_metrics
 from fmbench.training.steps import Evaluation, Program, TrainState
 
 _runs_of_process = itertools.count()
@@ -87,6 +87,8 @@ def train_seeds(
     identity = config_lib.to_json(lanes[0].config) | ({"seeds": list(seeds)} if len(seeds) > 1 else {})
     with files.one_line(directory), workdir.claim(directory, identity, force=force), stop_on_signals() as stop:
         if all(workdir.is_finished(lane.directory) for lane in lanes) and _are_exported(lanes):
+            for lane in lanes:
+                mend_metrics(lane.directory, store.read(lane.directory / "record.json").history)
             print(f"{_name(lanes)}: already finished in {directory}; --force trains it anew.")
         else:
             _run(lanes, directory, identity, stop, stop_after)
