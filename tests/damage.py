@@ -12,6 +12,11 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _replace(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "delete": lambda path: path.unlink(),
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
@@ -20,8 +25,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "flip": _flip,
     "extend": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
     "announce 4 TiB": lambda path: os.truncate(path, 1 << 42),
-    "folder": lambda path: (path.unlink(), path.mkdir()),
-    "fifo": lambda path: (path.unlink(), os.mkfifo(path)),
+    "folder": lambda path: _replace(path, Path.mkdir),
+    "fifo": lambda path: _replace(path, os.mkfifo),
 }
 OF_EMPTY_FILES = ("delete", "extend", "announce 4 TiB", "folder", "fifo")  # on which the others have no effect
 

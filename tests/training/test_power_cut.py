@@ -1,4 +1,4 @@
-"""Power that goes while a run trains: an ext4 file system of its own is shut down as it stands, nothing flushed."""
+"""Power cuts: an ext4 file system of the run's own is shut down as it stands, nothing flushed."""
 
 import fcntl
 import os
