@@ -7,13 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from damage import DAMAGE
 from fake_records import fake_dataset, make_record, make_unfinished, predictions_with
 
 from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.records import store
-from fmbench.training import workdir
+from fmbench.training import checkpoint, workdir
+from fmbench.training.checkpoint import Checkpoints
 
 CONFIG = make_record().config
 
@@ -278,3 +281,77 @@ def test_a_run_with_a_damaged_record_is_not_finished(tmp_path, name, damage):
     store.write(make_record(), predictions_with(wrong=20), tmp_path / "record")
     damage(tmp_path / name)
     assert not workdir.is_finished(tmp_path)
+
+
+# Damage.
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    """A work directory with a checkpoint."""
+    with workdir.claim(tmp_path / "run", CONFIG, force=False):
+        workdir.check_same_data(tmp_path / "run", {"t10k-labels": "abc"})
+        progress = {"config": CONFIG, "data_sha256": {"t10k-labels": "abc"}}
+        Checkpoints(tmp_path / "run" / "checkpoints").save(5, {"x": np.zeros(3)}, progress)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+@pytest.mark.parametrize("mode", DAMAGE)
+def test_what_says_whose_run_it_is_comes_again_from_a_checkpoint(trained, capsys, name, mode):
+    whole = (trained / name).read_bytes()
+    DAMAGE[mode](trained / name)
+    claim(trained)
+    workdir.check_same_data(trained, {"t10k-labels": "abc"})
+    if mode == "extend":  # a newline behind JSON is no damage
+        return
+    assert (trained / name).read_bytes() == whole
+    err = capsys.readouterr().err
+    if (name, mode) != ("data.json", "delete"):
+        assert err.startswith(f"{trained / name}: ")
+        assert err.endswith("; written anew.\n")
+
+
+def test_a_damaged_config_is_no_leave_to_go_on_with_another(trained):
+    DAMAGE["zero"](trained / "config.json")
+    with pytest.raises(
+        UserError, match=r"config\.json: is no JSON: .*no checkpoint is good and of this config\. .*--f"
+    ):
+        claim(trained, CONFIG | {"seed": 5})
+    DAMAGE["flip"](trained / "checkpoints" / "5" / "progress.json")
+    with pytest.raises(
+        UserError, match=r"config\.json: is no JSON: .*no checkpoint is good and of this config\. .*--f"
+    ):
+        claim(trained)
+    claim(trained, force=True)
+    assert list(contents(trained)) == ["config.json"]
+
+
+def test_damaged_hashes_are_no_leave_to_go_on_with_other_data(trained):
+    with pytest.raises(UserError, match="holds a run on other data than these"):
+        workdir.check_same_data(trained, {"t10k-labels": "other"})
+    progress = checkpoint.read_progress(trained / "checkpoints" / "5")
+    assert workdir.misfit(progress, CONFIG, {"t10k-labels": "abc"}) == ""
+    assert workdir.misfit(progress, CONFIG, {"t10k-labels": "other"}) == "is of a run on other data"
+    other = CONFIG | {"seed": 5}
+    assert workdir.misfit(progress, other, {"t10k-labels": "abc"}) == "is another run's (seed: 0 -> 5)"
+    assert workdir.misfit({}, CONFIG, {"t10k-labels": "abc"}).startswith("is another run's (")
+
+
+def test_force_works_where_nothing_is_whole(trained):
+    for path in trained.rglob("*"):
+        if path.is_file():
+            DAMAGE["zero"](path)
+    with pytest.raises(UserError, match=r"config\.json: is no JSON: .*--force to start anew there\."):
+        claim(trained)
+    claim(trained, force=True)
+    assert list(contents(trained)) == ["config.json"]
+
+
+def test_leftovers_of_killed_processes_are_swept(trained):
+    (trained / "seed1").mkdir()
+    leftovers = [trained / ".metrics.jsonl.abcdefgh", trained / "seed1" / ".record.npy.abcdefgh"]
+    for leftover in leftovers:
+        leftover.write_text("half")
+    claim(trained)
+    assert not any(leftover.exists() for leftover in leftovers)
