@@ -25,8 +25,9 @@ WRITTEN = ("config.json", "data.json", "metrics.jsonl", "record.json", "record.n
 LOCK = ".fmbench.lock"
 # All that runs leave, and nothing else is ever removed. Temporary files have names of their own, of `tempfile`.
 LEFT_BY_RUNS = re.compile(
-    r"\.lock|\.fmbench\.lock|config\.json|data\.json|metrics\.jsonl|record\.(json|npy|validation\.npy)|checkpoints|"
-    r"processes\.json|\.pulse|tensorboard|\.?model(\.partial)?|figures|seed\d+|\.(config|data|metrics|record|processes)\.[.a-z]+\.[a-z0-9_]{8}"
+    r"\.lock|\.fmbench\.lock|config\.json|data\.json|processes\.json|\.pulse|metrics\.jsonl|figures|seed\d+|"
+    r"record\.(json|npy|validation\.npy)|checkpoints|tensorboard|\.?model(\.partial)?|"
+    r"\.(config|data|metrics|processes|record)\.[.a-z]+\.[a-z0-9_]{8}"
 )
 
 
@@ -45,8 +46,8 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
 
     Raises:
         UserError: If the directory holds something else, a run of another config, or a running one; or config.json
-            is damaged, and no checkpoint can tell whose run it is; or it is a symbolic link, or has one in the place
-            of what a run writes: it may lead to somebody else's files.
+            is damaged, and no checkpoint can tell whose run it is; or it is a symbolic link, or has one in the
+            place of what a run writes: it may lead to somebody else's files.
     """
     stored = workdir / "config.json"
     if os.fsencode(workdir.absolute()) != str(workdir.absolute()).encode(errors="replace"):
