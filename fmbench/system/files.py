@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from fmbench.errors import UserError
+from fmbench.system.places import local_path
 
 LARGEST_TEXT = 64 << 20  # bytes; the history of 10,000 epochs is smaller
-
-from fmbench.errors import UserError
-from fmbench.system.places import local_path
 
 
 @contextlib.contextmanager
