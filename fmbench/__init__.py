@@ -8,9 +8,20 @@
 The functions are those of `fmbench.api`; JAX is not imported before one of them is used.
 """
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fmbench.errors import UserError
+
+if os.path.basename(sys.argv[0]) in ("-m", "fmbench"):  # noqa: PTH119
+    # A command begins: `python -m` looks for its module here, or the script `fmbench` does.
+    from fmbench.system import interrupt
+
+    interrupt.answer.listen()
+    from fmbench.system import command_line
+
+    command_line.begin()
 
 if TYPE_CHECKING:
     from fmbench.api import Classifier, list_configs, list_models, load_model, read_records, train

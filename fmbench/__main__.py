@@ -5,7 +5,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from fmbench.errors import nearest
+from fmbench.errors import UserError, nearest
+from fmbench.system import command_line
 
 ENDING = 'if __name__ == "__main__":\n    main()\n'  # of the modules that are commands
 TRAIN = "main"  # the module of `fmbench train`
@@ -22,6 +23,7 @@ def commands() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+@command_line.plain_errors("")
 def main() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
     known = commands()
@@ -31,11 +33,7 @@ def main() -> None:
         print(head, *lines, sep="\n")
         return
     if command not in (*known, TRAIN):
-        print(
-            f"fmbench: there is no command '{command}'{nearest(command, known)}; --help lists them.",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        raise UserError(f"there is no command '{command}'{nearest(command, known)}; --help lists them.")
     module = TRAIN if command == "train" else command
     sys.argv = [f"fmbench {command}", *rest]
     importlib.import_module(f"fmbench.{module}").main()

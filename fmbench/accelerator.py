@@ -23,7 +23,7 @@ from pathlib import Path
 
 from fmbench import entries
 from fmbench.errors import UserError, nearest
-from fmbench.system import command_line, files
+from fmbench.system import command_line, files, interrupt
 
 # Measured last, section by section, with the time that is left: flags of `python -m fmbench.benchmark`.
 MEASUREMENTS = {
@@ -63,24 +63,29 @@ def _use(parts: list[str], overrides: dict[str, str], minutes: float, results_di
     deadline = start + 60 * minutes
 
     # In a process of its own: when it ends, the device's memory is free for the measurements. Ctrl-C reaches it
-    # too, and it is the one to act on it.
-    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    # too, SIGTERM is passed on, and it is the one to act on them; they wait until it can.
     spawn = multiprocessing.get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
     arguments = (sender, chosen, overrides, results_dir, deadline, "check" in parts)
     child = spawn.Process(target=suite.run_in_child, args=arguments)
-    child.start()
+    stopping = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: child.terminate()}
+    with interrupt.blocked():
+        child.start()
+        previous = {signum: signal.signal(signum, handler) for signum, handler in stopping.items()}
     sender.close()  # so that its end is the pipe's
     try:
         report = receiver.recv()
     except EOFError:
         child.join()
+        if child.exitcode == -signal.SIGTERM:
+            raise interrupt.Terminated from None
         raise UserError(
             f"the process that trains ended with exit code {child.exitcode}; finished records are kept, and the "
             "same command goes on."
         ) from None
     child.join()
-    signal.signal(signal.SIGINT, previous)
+    for signum, handler in previous.items():
+        signal.signal(signum, handler)
     if isinstance(report, BaseException):
         raise report
 

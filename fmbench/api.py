@@ -17,6 +17,7 @@ from fmbench.records import machine, schema, store
 from fmbench.records.schema import RunRecord
 from fmbench.studies import memory
 from fmbench.system import runtime
+from fmbench.system.places import local_path
 from fmbench.training import inference
 from fmbench.training.run import train_seeds
 
@@ -51,7 +52,10 @@ def train(
         KeyboardInterrupt: If the run was stopped.
     """
     (record,) = run(
-        entries.resolve(config, overrides), Path(workdir) if workdir else None, Path(results_dir), force=force
+        entries.resolve(config, overrides),
+        None if workdir is None else local_path(workdir),
+        local_path(results_dir),
+        force=force,
     )
     if record.status == "interrupted":
         raise KeyboardInterrupt(f"{record.entry} is interrupted; the same call goes on from there.")
@@ -91,9 +95,9 @@ def read_records(results_dir: str | PathLike[str] = "results") -> list[RunRecord
     Raises:
         UserError: If there is no such directory, or a record is damaged; names the file and the field.
     """
-    if not (Path(results_dir) / "runs").is_dir():
+    if not (local_path(results_dir) / "runs").is_dir():
         raise UserError(f"{results_dir} holds no records: it has no folder 'runs'.")
-    return list(store.read_all(Path(results_dir)).values())
+    return list(store.read_all(local_path(results_dir)).values())
 
 
 class Classifier:
@@ -142,7 +146,7 @@ def load_model(workdir: str | PathLike[str]) -> Classifier:
         UserError: If there is no model, or not of this version of fmbench.
     """
     runtime.set_up()
-    return Classifier(*exported.load_model(Path(workdir)))
+    return Classifier(*exported.load_model(local_path(workdir)))
 
 
 def list_models() -> list[str]:

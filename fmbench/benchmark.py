@@ -54,12 +54,12 @@ SECTIONS = ("models", "overheads", "batch_sizes", "dataset_sizes", "arms", "seed
 CPU_SECTIONS = SECTIONS[:4]  # by default: what the others compare makes a difference on accelerators
 
 
+@command_line.plain_errors("benchmark", "interrupted; what was complete is kept.")
 def main() -> None:
     arguments = _parse_arguments()
-    with command_line.plain_errors("benchmark", "interrupted; what was complete is kept."):
-        if arguments.render or arguments.check:
-            sys.exit(_render(arguments.results_dir, check=arguments.check))
-        _measure(arguments)
+    if arguments.render or arguments.check:
+        sys.exit(_render(arguments.results_dir, check=arguments.check))
+    _measure(arguments)
 
 
 def _parse_arguments() -> argparse.Namespace:

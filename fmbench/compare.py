@@ -53,6 +53,7 @@ class Comparison(NamedTuple):
     difference: Difference
 
 
+@command_line.plain_errors("compare")
 def main() -> None:
     parser = command_line.Parser("compare", description=__doc__)
     parser.add_argument("a", metavar="A", help="an entry, as the leaderboard calls it")
@@ -62,8 +63,7 @@ def main() -> None:
     parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     arguments = parser.parse_args()
-    with command_line.plain_errors("compare"):
-        print(FORMATS[arguments.format](_compare(arguments)))
+    print(FORMATS[arguments.format](_compare(arguments)))
 
 
 def _compare(arguments: argparse.Namespace) -> Comparison:

@@ -34,6 +34,7 @@ from fmbench.studies import cross_validation
 from fmbench.system import command_line, files, runtime
 
 
+@command_line.plain_errors("cross_validate", "interrupted; the same command goes on from there.")
 def main() -> None:
     parser = command_line.Parser(
         "cross_validate",
@@ -63,15 +64,14 @@ def main() -> None:
     arguments, words = parser.parse_known_args()
     if (arguments.check or arguments.render) and (arguments.config or words):
         parser.error("--check and --render look at all records; give them no --config")
-    with command_line.plain_errors("cross_validate", "interrupted; the same command goes on from there."):
-        if arguments.check:
-            sys.exit(_check(arguments.results_dir))
-        overrides, stray = entries.split(words)
-        if stray:
-            parser.refuse(stray[0])
-        if not arguments.render and (exit_code := _train(arguments, overrides)):
-            sys.exit(exit_code)
-        _write(arguments.results_dir)
+    if arguments.check:
+        sys.exit(_check(arguments.results_dir))
+    overrides, stray = entries.split(words)
+    if stray:
+        parser.refuse(stray[0])
+    if not arguments.render and (exit_code := _train(arguments, overrides)):
+        sys.exit(exit_code)
+    _write(arguments.results_dir)
 
 
 def _train(arguments: argparse.Namespace, overrides: Mapping[str, str]) -> int:

@@ -16,6 +16,7 @@ from fmbench.data import export, fashion_mnist
 from fmbench.system import command_line, files
 
 
+@command_line.plain_errors("datasets")
 def main() -> None:
     parser = command_line.Parser(
         "datasets",
@@ -29,11 +30,10 @@ def main() -> None:
     same_errors = functools.partial(command_line.Parser, "datasets")
     export.add_command(parser.add_subparsers(dest="command", parser_class=same_errors))  # type: ignore[call-overload]
     arguments = parser.parse_args()
-    with command_line.plain_errors("datasets"):
-        dataset = fashion_mnist.load(data_dir=arguments.data_dir)
-        if arguments.command == "export":
-            export.export(dataset, arguments.format, arguments.output)
-            return
+    dataset = fashion_mnist.load(data_dir=arguments.data_dir)
+    if arguments.command == "export":
+        export.export(dataset, arguments.format, arguments.output)
+        return
     cache = files.cache_directory() / dataset.version
     print(f"Fashion-MNIST {dataset.version}, every part proven by its SHA-256")
     print(f"cache         {cache}, made from {fashion_mnist.origin(cache)}")

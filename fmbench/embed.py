@@ -25,6 +25,7 @@ from fmbench.training import inference
 FEWEST_IMAGES = 10  # of which neighbours can be spoken
 
 
+@command_line.plain_errors("embed")
 def main() -> None:
     parser = command_line.Parser("embed", description=__doc__)
     parser.add_argument("--model", type=Path, help="work directory of a completed run (default: raw pixels)")
@@ -41,9 +42,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.layer and not arguments.model:
         parser.error("--layer needs --model, the run whose layer it is")
-    with command_line.plain_errors("embed"):
-        runtime.set_up()
-        _run(arguments)
+    runtime.set_up()
+    _run(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:

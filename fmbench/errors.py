@@ -20,6 +20,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says that the memory of this machine or of a device is used up."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+        or (isinstance(error, ImportError) and "failed to map segment" in str(error))  # of a library's file
     )

@@ -46,6 +46,7 @@ class Comparison(NamedTuple):
     different_predictions: int
 
 
+@command_line.plain_errors("evaluate")
 def main() -> None:
     parser = command_line.Parser("evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="work directory or exported model")
@@ -55,9 +56,8 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    with command_line.plain_errors("evaluate"):
-        runtime.set_up()
-        sys.exit(_run(arguments))
+    runtime.set_up()
+    sys.exit(_run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@command_line.plain_errors("figures")
 def main() -> None:
     parser = command_line.Parser("figures", description=__doc__)
     parser.add_argument("subject", nargs="?", choices=["data"], help="draw the data, and no run")
@@ -44,20 +45,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.subject is None) == (arguments.model is None):
         parser.error("name a run, as in --model=workdirs/cnn3-cpu-float32-seed0, or say data")
-    with command_line.plain_errors("figures"):
-        runtime.set_up()
-        with command_line.needs_extra("figures"):
-            from fmbench.pages import drawing
-        if arguments.model:
-            output = arguments.output or arguments.model / "figures"
-            figures = of_run(arguments.model, arguments.image)
-        else:
-            output = arguments.output or Path("figures")
-            figures = of_data(fashion_mnist.load())
-        for name, figure in tqdm(figures, desc="drawing", unit="figure", disable=None):
-            path = output / f"{name}.{arguments.format}"
-            drawing.save(figure, path)
-            tqdm.write(f"{path}")
+    runtime.set_up()
+    with command_line.needs_extra("figures"):
+        from fmbench.pages import drawing
+    if arguments.model:
+        output = arguments.output or arguments.model / "figures"
+        figures = of_run(arguments.model, arguments.image)
+    else:
+        output = arguments.output or Path("figures")
+        figures = of_data(fashion_mnist.load())
+    for name, figure in tqdm(figures, desc="drawing", unit="figure", disable=None):
+        path = output / f"{name}.{arguments.format}"
+        drawing.save(figure, path)
+        tqdm.write(f"{path}")
 
 
 def of_run(workdir: Path, image: str) -> Iterator[tuple[str, "Figure"]]:

@@ -5,8 +5,10 @@ python -m fmbench.leaderboard --check    fail if they, or an accuracy, are not w
 """
 
 from fmbench.pages import generated, leaderboard
+from fmbench.system import command_line
 
 
+@command_line.plain_errors("leaderboard")
 def main() -> None:
     generated.command_line("leaderboard", __doc__, leaderboard.files)
 

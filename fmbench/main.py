@@ -112,7 +112,10 @@ def print_summary(run_config: config_dict.ConfigDict) -> None:
     from fmbench.training import parallel, steps
 
     # Over two CPU devices convolutions stay in XLA, which counts their FLOPs; in oneDNN it cannot.
-    jax.config.update("jax_num_cpu_devices", 2)
+    try:
+        jax.config.update("jax_num_cpu_devices", 2)
+    except RuntimeError as error:  # JAX has its devices: in a notebook that has used it
+        raise UserError("--summary needs a process of its own; in a notebook, begin its line with !.") from error
     mesh = parallel.make_mesh(runtime.find_devices()[:1])
     graphdef, state = steps.init_state(run_config, optax.identity(), mesh, np.uint32(run_config.seed))
     model = nnx.merge(graphdef, state.params, state.model_state)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MOST_DRAWN = 30  # rows of a figure
 
 
+@command_line.plain_errors("predict")
 def main() -> None:
     parser = command_line.Parser("predict", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="work directory or exported model")
@@ -52,9 +53,8 @@ def main() -> None:
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="image", help="file, directory, or - for stdin")
     arguments = parser.parse_args()
-    with command_line.plain_errors("predict"):
-        runtime.set_up()
-        sys.exit(_run(arguments))
+    runtime.set_up()
+    sys.exit(_run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from fmbench.pages import generated, reproduction
 from fmbench.system import command_line
 
 
+@command_line.plain_errors("reproduction")
 def main() -> None:
     parser = command_line.Parser("reproduction", description=__doc__)
     generated.add_flags(parser)

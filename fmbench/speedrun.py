@@ -10,15 +10,15 @@ from fmbench.pages import generated, speedrun
 from fmbench.system.command_line import Parser, plain_errors
 
 
+@plain_errors("speedrun")
 def main() -> None:
     parser = Parser("speedrun", description=__doc__)
     generated.add_flags(parser)
     parser.add_argument("--seeds", metavar="CONFIG", help="print the seeds of a record of CONFIG, and stop")
     arguments = parser.parse_args()
     if arguments.seeds is not None:
-        with plain_errors("speedrun"):
-            recipe = config.to_json(entries.resolve(arguments.seeds, {}))
-            print(*speedrun.rule_seeds(recipe), sep=",")
+        recipe = config.to_json(entries.resolve(arguments.seeds, {}))
+        print(*speedrun.rule_seeds(recipe), sep=",")
         return
     generated.write_or_check("speedrun", speedrun.files, arguments.results_dir, check=arguments.check)
 

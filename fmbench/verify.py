@@ -25,6 +25,7 @@ from fmbench.records import store, verified
 from fmbench.system import command_line
 
 
+@command_line.plain_errors("verify")
 def main() -> None:
     parser = command_line.Parser("verify", description=__doc__)
     parser.add_argument("record", type=Path, nargs="?", help="file of the record, its predictions beside it")
@@ -35,8 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.record is None) != arguments.cheap:
         parser.error("name a record, or give --cheap")
-    with command_line.plain_errors("verify"):
-        sys.exit(_verify(arguments.record, arguments.epochs, arguments.results_dir, arguments.write))
+    sys.exit(_verify(arguments.record, arguments.epochs, arguments.results_dir, arguments.write))
 
 
 def _verify(path: Path | None, epochs: int | None, results_dir: Path, is_written: bool) -> int:

@@ -23,6 +23,7 @@ from fmbench.data import kaggle_csv, sources, tfds_directory
 from fmbench.data.proof import HOME_PAGE, OTHER_DATA, SHA256, STANDARD, is_unproven, prove, recognize
 from fmbench.errors import UserError
 from fmbench.system.files import atomic_file, cache_directory
+from fmbench.system.places import local_path
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -94,7 +95,7 @@ def load(source: str = "tfds", data_dir: str | None = None, unproven: bool = Fal
         )
     if source == "tfds":
         named = data_dir or os.environ.get("FMBENCH_DATA_DIR")
-        directory = Path(named).expanduser() if named else None
+        directory = local_path(named) if named else None
         return _dataset(_load_cached(STANDARD, directory), STANDARD, SHA256[STANDARD])
     if source == "sample":
         if data_dir:
@@ -105,7 +106,7 @@ def load(source: str = "tfds", data_dir: str | None = None, unproven: bool = Fal
     if not data_dir:
         raise UserError(f"Data source {source!r} reads what you name: give --config.data.dir=DIR.")
     read = kaggle_csv.read_directory if source == "csv" else sources.decode_directory
-    directory = Path(data_dir).expanduser()
+    directory = local_path(data_dir)
     arrays, where = read(directory)
     version, sha256 = recognize(arrays, where, unproven=unproven)
     return _dataset(arrays, version, sha256, _class_names(directory) if is_unproven(version) else CLASS_NAMES)

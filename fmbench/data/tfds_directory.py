@@ -19,7 +19,8 @@ SPLITS = {"train": "train", "test": "t10k"}  # TFDS's name of a split: that of i
 
 
 def default_directory() -> Path:
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    # Unlike pathlib's, this leaves ~ as it is where there is no home.
+    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))  # noqa: PTH111
 
 
 def is_prepared(directory: Path) -> bool:

@@ -238,9 +238,7 @@ def resumes_to_the_same_bits() -> tuple[bool, str]:
         with tempfile.TemporaryDirectory() as directory:
             checkpoints = Checkpoints(Path(directory) / "checkpoints")
             checkpoints.save(NUM_STEPS, stopped, {})
-            checkpoints.wait()
             restored = checkpoints.restore(stopped)
-            checkpoints.close()
         assert restored
         resumed, _ = trial.run(restored[0], NUM_STEPS)
         apart[name] = _distance(resumed.params, undisturbed.params)

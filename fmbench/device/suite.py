@@ -20,7 +20,7 @@ from fmbench.device.check import Finding, check
 from fmbench.errors import UserError
 from fmbench.records import machine, schema, store
 from fmbench.records.schema import RunRecord
-from fmbench.system import runtime
+from fmbench.system import interrupt, runtime
 
 MARGIN = 5.0  # seconds that a run may take to stop, and its checkpoint to be written
 WORTH_GOING_ON = 60.0  # seconds that a long run must have to be begun or taken up again
@@ -102,6 +102,7 @@ def run_in_child(sender: Connection, *arguments: Any) -> None:
     threading.Thread(target=watch, daemon=True).start()
     result: Report | BaseException
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interrupt.WORDS)  # which its parent blocked
         result = run(*arguments)
     except (UserError, KeyboardInterrupt) as error:
         result = error

@@ -11,14 +11,17 @@ from typing import Any
 from urllib.parse import quote
 
 from fmbench.errors import UserError
-from fmbench.system.command_line import Parser, plain_errors
+from fmbench.system.command_line import Parser
 from fmbench.system.files import atomic_file
 
 
 def command_line(name: str, description: str, render: Callable[[Path], Mapping[Path, str]]) -> None:
     """`python -m fmbench.<name>`: writes the files that `render` makes of a results directory, or compares them.
 
-    Ends the process with 1 if --check finds a difference, with 2 if something given cannot be used.
+    Ends the process with 1 if --check finds a difference.
+
+    Raises:
+        UserError: If something given cannot be used.
     """
     parser = Parser(name, description=description)
     add_flags(parser)
@@ -35,16 +38,12 @@ def write_or_check(
     name: str, render: Callable[[Path], Mapping[Path, str]], results_dir: Path, *, check: bool
 ) -> None:
     """What `command_line` does once it has read its flags."""
-    with plain_errors(name):
-        if not results_dir.is_dir():
-            raise UserError(f"--results_dir={results_dir} is not a directory.")
-        try:
-            files = render(results_dir)
-            outdated = stale(files)
-            if not check:
-                write(files)
-        except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}.") from error
+    if not results_dir.is_dir():
+        raise UserError(f"--results_dir={results_dir} is not a directory.")
+    files = render(results_dir)
+    outdated = stale(files)
+    if not check:
+        write(files)
     names = ", ".join(map(str, files))
     if not check:
         print(f"{names} written.")

@@ -128,7 +128,7 @@ def peak_memory_bytes() -> int:
         return max(device["peak_bytes_in_use"] for device in statistics)
     status = Path("/proc/self/status")
     if status.exists():  # on Linux ru_maxrss is inherited from the parent, which may have been larger
-        (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE)
         return int(kilobytes) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
@@ -197,7 +197,7 @@ def _cpu_model() -> str:
 def _cpuinfo() -> dict[str, str]:
     """What Linux says of the first processor; elsewhere nothing."""
     try:
-        first, *_ = CPUINFO.read_text().split("\n\n")
+        first, *_ = CPUINFO.read_text(encoding="utf-8").split("\n\n")
     except OSError:
         return {}
     fields = (line.partition(":") for line in first.splitlines())

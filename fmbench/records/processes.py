@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,14 +183,6 @@ def listed(workdir: Path, config: config_dict.ConfigDict) -> Iterator[ProcessLis
         raise
     finally:
         processes.close()
-
-
-def before_they_were_listed(step: int, progress: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Stands for those that made a checkpoint of an older version: nothing but their number and time is known."""
-    diary = progress.get("diaries", [progress])[0]
-    unknown = Process(began="", ended="killed", conditions={})
-    last = unknown.model_copy(update={"last_step": step, "wall_seconds": progress["seconds"]["wall"]})
-    return [process.model_dump() for process in [unknown] * diary["num_resumes"] + [last]]
 
 
 def _killed(process: Process) -> Process:

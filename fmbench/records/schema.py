@@ -165,7 +165,7 @@ class StageResult(Strict):
 class Process(Strict):
     """One of the processes that made a run, also if it was killed."""
 
-    began: str  # UTC, ISO 8601; '' for one from before processes were listed
+    began: str  # UTC, ISO 8601
     ended: Literal["completed", "interrupted", "diverged", "failed", "killed"] | None = None  # None: not yet
     # The steps that it did of those that led to the run's last state: none, if they are equal.
     first_step: Count = 0
@@ -338,8 +338,6 @@ def unlike(processes: Sequence[Process]) -> str:
     """
     made = [process.conditions for process in processes if process.last_step > process.first_step]
     made += [process.conditions for process in processes[-1:]]
-    if {} in made:
-        return "those of an earlier process are not known"
     parts = []
     for name in sorted({name for conditions in made for name in conditions}):
         values = [conditions.get(name, "none") for conditions in made]

@@ -154,7 +154,7 @@ with command_line.plain_errors(""):
 """
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(done.stderr.splitlines()[-1].removeprefix("fmbench.: "))
+        raise UserError(done.stderr.splitlines()[-1].removeprefix("fmbench: "))
 
 
 def _log(run: Run, out: Path) -> Path:

@@ -93,7 +93,8 @@ def retrain(record: RunRecord, predictions: Any, num_epochs: int) -> Comparison:
         num_epochs: At most the record's.
 
     Raises:
-        UserError: If the run was stopped, or cannot be trained here.
+        UserError: If it cannot be trained here.
+        KeyboardInterrupt: If the run was stopped.
     """
     config = config_of(record)
     with tempfile.TemporaryDirectory() as folder, memory.explained(config):
@@ -101,6 +102,8 @@ def retrain(record: RunRecord, predictions: Any, num_epochs: int) -> Comparison:
         stop_after = num_epochs if num_epochs < record.num_epochs else 0
         again = train_and_evaluate(config, Path(folder) / "work", results_dir=results_dir, stop_after=stop_after)
         if len(again.history) < num_epochs:
+            if again.status == "interrupted":
+                raise KeyboardInterrupt
             raise UserError(f"{record.name}: {again.status} after {again.num_epochs} of {num_epochs} epochs here.")
         differing = accuracy_distance = None
         if again.status == "completed":

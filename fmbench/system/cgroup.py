@@ -66,7 +66,7 @@ def throttled_seconds() -> float:
 def _folders() -> Iterator[Path]:
     """Those of the groups that this process is in, version 1 or 2, and of the groups around them."""
     with contextlib.suppress(OSError):
-        for line in MEMBERSHIP.read_text().splitlines():
+        for line in os.fsdecode(MEMBERSHIP.read_bytes()).splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
                 continue

@@ -16,7 +16,7 @@ from fmbench import entries
 from fmbench.data import fashion_mnist
 from fmbench.records import machine
 from fmbench.records.schema import Environment
-from fmbench.system import calibration, runtime
+from fmbench.system import calibration, interrupt, runtime
 from fmbench.system.peers import say
 from fmbench.throughput.arms import choose_arms, environ_of
 from fmbench.throughput.measurements import (
@@ -97,7 +97,9 @@ def prepare(scratch: Path, rounds: int, seconds: float) -> Setting:
 def _in_fresh_process(function: Callable[[], Result]) -> Result:
     """Calls a function where its threads and, on accelerators, its memory take nothing from the workers."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function).result()
+        with interrupt.blocked():  # Ctrl-C is for this process to answer
+            future = pool.submit(function)
+        return future.result()
 
 
 def describe_machine() -> tuple[Environment, calibration.Calibration]:

@@ -1,17 +1,21 @@
 """What a run tells while it goes: a bar and lines to people, JSON lines and TensorBoard events to programs."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
-from fmbench.system.files import atomic_file
+from fmbench.records.schema import Epoch
+from fmbench.system import files
 
 SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -57,37 +61,63 @@ class Progress:
         self.bar.close()
 
 
+def mend_metrics(workdir: Path, history: Sequence[Epoch]) -> None:
+    """Writes metrics.jsonl anew, and says so, where it is not a finished run's history."""
+    path = workdir / "metrics.jsonl"
+    try:
+        lines = files.read_text(path).splitlines()
+        if [Epoch(**json.loads(line)) for line in lines] == list(history):
+            return
+        damage = "is not the history that the record has"
+    except (ValueError, TypeError, RecursionError):
+        damage = "is damaged"
+    print(f"{path}: {damage}; written anew.", file=sys.stderr)
+    files.remove(path)
+    _write_history(path, [epoch.model_dump(exclude_none=True) for epoch in history])
+
+
+def _write_history(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    with files.atomic_file(path) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in history).encode())
+
+
 class MetricWriter:
     """Appends measurements to <workdir>/metrics.jsonl and <workdir>/tensorboard.
 
     Args:
         workdir: The run's work directory; made if absent.
-        first_step: Where the run resumes. Lines beyond it, written after the checkpoint and before a crash, are
-            dropped: their steps come again.
+        history: What was written up to where the run resumes. metrics.jsonl begins with it, whatever the file
+            holds: lines of steps that come again, a line cut short, damage.
+
+    Raises:
+        OSError: As `write`, if there is no room.
     """
 
-    def __init__(self, workdir: Path, first_step: int):
-        workdir.mkdir(exist_ok=True)
+    def __init__(self, workdir: Path, history: Sequence[Mapping[str, float]]):
+        files.make_folder(workdir)
         path = workdir / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                # A line cut short by a crash has no end.
-                if line.endswith("\n") and json.loads(line)["step"] <= first_step:
-                    kept.append(line)
-        with atomic_file(path) as file:
-            file.write("".join(kept).encode())
+        files.remove(path)
+        _write_history(path, history)
         self._file = path.open("a", buffering=1)
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
-        )
+        # Not tensorboardX.SummaryWriter, whose thread prints a traceback where a disk is full, and then hangs.
+        files.make_folder(workdir / "tensorboard")
+        self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        # TensorBoard forgets what an earlier process wrote beyond.
+        next_step = int(history[-1]["step"]) + 1 if history else 1
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._events.write_event(event_pb2.Event(wall_time=time.time(), step=next_step, session_log=start))
 
     def write(self, step: int, **scalars: float) -> None:
         """Writes {"step": step, name: value, ...}."""
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+            event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value))
+            self._events.write_event(event)
+        self._events.flush()
 
     def close(self) -> None:
+        """Returns when all is on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
-        self._tensorboard.close()
+        self._events.close()

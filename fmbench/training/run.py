@@ -1,10 +1,12 @@
 """A whole run, top to bottom: set up, compile, restore, train, evaluate, export, record."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +22,15 @@ from fmbench.models import exported
 from fmbench.records import machine, processes, store
 from fmbench.records.processes import ProcessList
 from fmbench.records.schema import Calibration, RunRecord, Status
-from fmbench.system import calibration
+from fmbench.system import calibration, files
 from fmbench.system.interrupt import StopRequest, stop_on_signals
+from fmbench.system.sealed import DamageError
 from fmbench.system.timing import Stopwatch, seconds_since_process_start
 from fmbench.training import input_pipeline, parallel, selection, steps, workdir
 from fmbench.training.checkpoint import Checkpoints
 from fmbench.training.optimizer import make_optimizer
 from fmbench.training.record import Diary, is_finite, make_record
-from fmbench.training.reporting import MetricWriter, Progress
+from fmbench.training.reporting import MetricWriter, Progress, mend_metrics
 from fmbench.training.steps import Evaluation, Program, TrainState
 
 _runs_of_process = itertools.count()
@@ -82,12 +85,14 @@ def train_seeds(
         with lane.config.unlocked():
             lane.config.seed = seed
     identity = config_lib.to_json(lanes[0].config) | ({"seeds": list(seeds)} if len(seeds) > 1 else {})
-    with workdir.claim(directory, identity, force=force), stop_on_signals() as stop:
-        if all(workdir.is_finished(lane.directory) for lane in lanes):
+    with files.one_line(directory), workdir.claim(directory, identity, force=force), stop_on_signals() as stop:
+        if all(workdir.is_finished(lane.directory) for lane in lanes) and _are_exported(lanes):
+            for lane in lanes:
+                mend_metrics(lane.directory, store.read(lane.directory / "record.json").history)
             print(f"{_name(lanes)}: already finished in {directory}; --force trains it anew.")
         else:
             with processes.listed(directory, lanes[0].config) as process_list:
-                _run(lanes, directory, stop, stop_after, process_list)
+                _run(lanes, directory, identity, stop, stop_after, process_list)
         return [store.publish(lane.directory / "record", results_dir, data_dir=config.data.dir) for lane in lanes]
 
 
@@ -101,18 +106,39 @@ class Lane:
     evaluations: dict[str, Evaluation] = dataclasses.field(default_factory=dict)  # of the present state, by split
 
 
+def _are_exported(lanes: list[Lane]) -> bool:
+    """Whether the models of finished runs are whole; if not, what is left to do comes from the last checkpoint."""
+    for lane in lanes:
+        try:
+            exported.check_export(lane.directory / "model")
+        except DamageError as damage:
+            print(f"{lane.directory / 'model'}: {damage}; exported anew.", file=sys.stderr)
+            return False
+    return True
+
+
 def _run(
-    lanes: list[Lane], directory: Path, stop: StopRequest, stop_after: int, process_list: ProcessList
+    lanes: list[Lane],
+    directory: Path,
+    identity: dict[str, Any],
+    stop: StopRequest,
+    stop_after: int,
+    process_list: ProcessList,
 ) -> None:
-    """Trains all lanes, and leaves the record of each, with its predictions, in its directory."""
+    """Trains all lanes, and leaves the record of each, with its predictions, in its directory.
+
+    `identity` is what tells the run from others: its config.
+    """
+    stop.is_heeded = False  # so far nothing is lost
     stopwatch = Stopwatch(process_list.watch)
     is_first = next(_runs_of_process) == 0
     config = lanes[0].config  # but for the seed the others' too
     checkpoints = Checkpoints(directory / "checkpoints")
-    plan, state = _prepare(lanes, directory, checkpoints, stopwatch, process_list)
+    plan, state = _prepare(lanes, directory, identity, checkpoints, stopwatch, process_list)
     step = int(state.step.max())
-    writers = [MetricWriter(lane.directory, step) for lane in lanes]
+    writers = [MetricWriter(lane.directory, lane.diary.history) for lane in lanes]
     display = Progress(num_steps=plan.num_steps, first_step=step, batch_size=config.batch_size)
+    stop.is_heeded = True
     display.line(_first_line(lanes, plan, state))
     if step:
         display.line(f"resumed from {directory} after step {step} of {plan.num_steps}")
@@ -152,11 +178,15 @@ def _run(
                 if len(plan.stages) > 1:
                     display.line(f"{stage.name} ends: test accuracy {lane.evaluations['test'].accuracy:.2%}")
 
-        # Wait for the writing, so that it takes nothing from the next epoch's clock.
         with stopwatch("checkpoint"):
-            progress = {"diaries": [lane.diary.to_json() for lane in lanes], **stopwatch.to_json()}
-            checkpoints.save(step, state, progress | {"processes": process_list.to_json(step)})
-            checkpoints.wait()
+            progress = {
+                "config": identity,
+                "data_sha256": plan.data.sha256,
+                "processes": process_list.to_json(step),
+                "diaries": [lane.diary.to_json() for lane in lanes],
+                **stopwatch.to_json(),
+            }
+            checkpoints.save(step, state, progress)
             process_list.save()
         is_last = bool(stop.signum) or step == stop_after * plan.data.steps_per_epoch
         is_interrupted = is_last and step < plan.num_steps
@@ -165,13 +195,12 @@ def _run(
     display.close()
     for writer in writers:
         writer.close()
-    checkpoints.close()
 
     # Evaluate the last state, as far as that has not been done, export the models, and write the records.
     if not is_interrupted and not all(lane.diary.diverged for lane in lanes):
         _evaluate(plan, state, lanes, plan.data.eval_batches.keys() - lanes[0].evaluations, stopwatch)
     flops_per_image = plan.count_flops() / config.batch_size / len(lanes)
-    records = []
+    records = {}  # by directory
     for index, lane in enumerate(lanes):
         status: Status = "interrupted" if is_interrupted else "completed"
         if lane.diary.diverged or not is_finite(lane.evaluations):
@@ -181,6 +210,9 @@ def _run(
             with stopwatch("checkpoint"):
                 description = _describe_model(lane.config, plan.data, lane.evaluations["test"])
                 exported.export_model(lane.directory / "model", *own_state.evaluated, description)
+            if workdir.is_of(lane.directory, lane.evaluations["test"].predictions):
+                display.line(f"{lane.directory}: exported anew; its record stays as it is")
+                continue
         else:
             lane.evaluations = {}
         process_list.end(status)
@@ -209,20 +241,20 @@ def _run(
         is_scored = record.val_predictions_sha256 is not None
         val_predictions = lane.evaluations["validation"].predictions if is_scored else None
         store.write(record, predictions, lane.directory / "record", val_predictions)
-        records.append(record)
-    _calibrate(records, lanes)
+        records[lane.directory] = record
+    _calibrate(records)
 
 
-def _calibrate(records: list[RunRecord], lanes: list[Lane]) -> None:
+def _calibrate(records: dict[Path, RunRecord]) -> None:
     """Adds what the machine reaches to the records of completed runs, when all clocks have stopped.
 
     The seconds that it takes are spared where there is nothing to compare: on the sample.
     """
-    for record, lane in zip(records, lanes, strict=True):
+    for directory, record in records.items():
         counts = record.status == "completed" and record.data_version != "sample"
         if counts and (measured := calibration.measure_beside_a_run()):
             changed = record.model_copy(update={"calibration": Calibration(**measured._asdict())})
-            store.write(changed, None, lane.directory / "record")
+            store.write(changed, None, directory / "record")
 
 
 class Plan(NamedTuple):
@@ -254,6 +286,7 @@ class Plan(NamedTuple):
 def _prepare(
     lanes: list[Lane],
     directory: Path,
+    identity: dict[str, Any],
     checkpoints: Checkpoints,
     stopwatch: Stopwatch,
     process_list: ProcessList,
@@ -269,7 +302,8 @@ def _prepare(
         steps_per_call = steps.choose_steps_per_call(config, data.whole_batches)
         tx, schedule = make_optimizer(config, data.steps_per_epoch)
         graphdef, state = steps.init_state(config, tx, mesh, data.seed, len(data.train_rows["label"]))
-        state = _restore(checkpoints, state, lanes, stopwatch, process_list)
+        misfit = functools.partial(workdir.misfit, config=identity, sha256=data.sha256)
+        state = _restore(checkpoints, state, misfit, lanes, stopwatch, process_list)
     with stopwatch("compile"):
         programs = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
         data.compile_orders(selection.losses_of_epoch(state.losses, is_new=True))
@@ -280,25 +314,24 @@ def _prepare(
 def _restore(
     checkpoints: Checkpoints,
     state: TrainState,
+    misfit: Callable[[dict[str, Any]], str],
     lanes: list[Lane],
     stopwatch: Stopwatch,
     process_list: ProcessList,
 ) -> TrainState:
-    """The latest checkpoint's state, with the lanes' diaries and the times so far, or the fresh state.
+    """The latest good checkpoint's state, with the lanes' diaries and the times so far, or the fresh state.
 
     All randomness comes from the seed and the step: the state is all there is to go on from.
     """
-    restored = checkpoints.restore(state)
+    restored = checkpoints.restore(state, misfit)
     if not restored:
         process_list.resume(0, [])
         return state
     state, progress = restored
-    step = int(state.step.max())
-    process_list.resume(step, progress.pop("processes", None) or processes.before_they_were_listed(step, progress))
-    stopwatch.add(progress.pop("seconds"), progress.pop("core_seconds"))
-    diaries = progress.pop("diaries", [progress])  # of a checkpoint from before there were several: the one
-    for lane, diary in zip(lanes, diaries, strict=True):
-        lane.diary = Diary(**{name: value for name, value in diary.items() if name != "num_resumes"})
+    process_list.resume(int(state.step.max()), progress["processes"])
+    stopwatch.add(progress["seconds"], progress["core_seconds"])
+    for lane, diary in zip(lanes, progress["diaries"], strict=True):
+        lane.diary = Diary(**diary)
     return state
 
 

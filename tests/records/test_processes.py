@@ -182,15 +182,6 @@ def test_code_is_dirty_if_that_of_any_process_was(begin):
     assert second.environment().git_commit == "c0ffee"
 
 
-def test_what_made_an_older_versions_checkpoint_is_not_known(begin):
-    progress = {"diaries": [{"num_resumes": 1}], "seconds": {"wall": 30.0}}
-    present = begin()
-    with pytest.raises(UserError, match="those of an earlier process are not known"):
-        present.resume(55, processes.before_they_were_listed(55, progress))
-    assert present.num_resumes == 2
-    assert present.wall_seconds >= 30
-
-
 def test_a_run_of_two_conditions_is_nobodys_record(make_config, tmp_path, monkeypatch):
     config = make_config("configs/mlp.py", batch_size=240, num_epochs=2)
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ def lines(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def write_steps(workdir: Path, steps: range, first_step: int = 0) -> None:
-    writer = MetricWriter(workdir, first_step)
+def history(*steps: int) -> list[dict]:
+    return [{"step": step, "loss": 1 / step} for step in steps]
+
+
+def write_steps(workdir: Path, steps: range, history: Sequence[dict] = ()) -> None:
+    writer = MetricWriter(workdir, history)
     for step in steps:
         writer.write(step=step, loss=1 / step)
     writer.close()
@@ -27,7 +32,7 @@ def test_one_line_per_measurement(tmp_path):
 
 
 def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
-    writer = MetricWriter(tmp_path, 0)
+    writer = MetricWriter(tmp_path, [])
     writer.write(step=1, loss=1.0)
     assert lines(tmp_path) == [{"step": 1, "loss": 1.0}]
     writer.close()
@@ -35,7 +40,7 @@ def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
 
 def test_resuming_drops_the_lines_whose_steps_come_again(tmp_path):
     write_steps(tmp_path, range(1, 6))
-    write_steps(tmp_path, range(4, 7), first_step=3)
+    write_steps(tmp_path, range(4, 7), history(1, 2, 3))
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -45,17 +50,19 @@ def test_starting_anew_drops_all_lines(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1]
 
 
-@pytest.mark.parametrize("cut", ['{"step": 2, "lo', '{"step": 2, "loss": 0.5}'])
-def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path, cut):
-    write_steps(tmp_path, range(1, 2))
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write(cut)
-    write_steps(tmp_path, range(3, 4), first_step=2)
-    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
+@pytest.mark.parametrize("content", ['{"step": 2, "lo', "", "\0" * 80, "[" * 100_000, '{"step": 9}\n', None])
+def test_what_happened_to_the_file_is_mended_from_the_history(tmp_path, content):
+    write_steps(tmp_path, range(1, 3))
+    if content is None:
+        (tmp_path / "metrics.jsonl").unlink()
+    else:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    write_steps(tmp_path, range(3, 4), history(1, 2))
+    assert lines(tmp_path) == history(1, 2, 3)
 
 
 def test_tensorboard_gets_every_scalar(tmp_path):
-    writer = MetricWriter(tmp_path, 0)
+    writer = MetricWriter(tmp_path, [])
     writer.write(step=7, loss=0.5, accuracy=0.75)
     writer.close()
     (file,) = (tmp_path / "tensorboard").iterdir()

@@ -2,24 +2,28 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from damage import DAMAGE
 from fake_records import fake_dataset, make_record, make_unfinished, predictions_with
 
 from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.records import store
-from fmbench.training import workdir
+from fmbench.training import checkpoint, workdir
+from fmbench.training.checkpoint import Checkpoints
 
 CONFIG = make_record().config
 
 
 def contents(directory: Path) -> dict[str, str]:
     """Every file below `directory`, but for the lock."""
-    files = [path for path in directory.rglob("*") if path.is_file() and path.name != ".lock"]
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name != workdir.LOCK]
     return {path.relative_to(directory).as_posix(): path.read_text() for path in files}
 
 
@@ -134,14 +138,65 @@ def test_force_starts_anew_with_another_config(run):
     assert {name: json.loads(text) for name, text in contents(run).items()} == {"config.json": other}
 
 
-def test_force_spares_what_a_link_leads_to(run, tmp_path):
+@pytest.mark.parametrize("name", ["checkpoints", "model", "seed3", "metrics.jsonl", "data.json"])
+def test_a_link_in_the_place_of_a_runs_files_is_not_followed(run, tmp_path, name):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("precious")
-    (run / "link").symlink_to(precious)
+    if name == "checkpoints":
+        shutil.rmtree(run / name)
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(precious / "file" if "." in name else precious)
+    with pytest.raises(
+        UserError, match=rf"a link where a run has files of its own \({name}\); --force removes it"
+    ):
+        claim(run)
+    assert (run / name).is_symlink()
     claim(run, force=True)
+    assert not (run / name).is_symlink()
     assert contents(precious) == {"file": "precious"}
-    assert not (run / "link").exists()
+
+
+def test_a_link_to_a_directory_is_refused(run, tmp_path):
+    (tmp_path / "link").symlink_to(run)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    before = contents(run)
+    for name, target in (("link", run), ("dangling", tmp_path / "nowhere")):
+        for force in (False, True):
+            with pytest.raises(UserError, match=f"{name} is a link; name what it leads to, {target}"):
+                claim(tmp_path / name, force=force)
+    assert contents(run) == before
+    assert not (tmp_path / "nowhere").exists()
+    claim(tmp_path / "link" / "deeper")  # workdirs/ itself may lie on another disk
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_not_a_runs_stays_when_all_else_is_thrown_away(run, force):
+    (run / "notes.txt").write_text("mine")
+    (run / ".lock").touch()  # of runs before their lock had a name of its own
+    if not force:
+        (run / "metrics.jsonl").unlink()
+        shutil.rmtree(run / "checkpoints")
+    claim(run, CONFIG | {"seed": 5}, force=force)
+    assert contents(run).keys() == {"notes.txt", "config.json"}
+    assert json.loads(contents(run)["config.json"])["seed"] == 5
+
+
+@pytest.mark.parametrize("error", [UserError, KeyboardInterrupt])
+def test_a_run_that_fails_before_it_begins_leaves_nothing(tmp_path, error):
+    (tmp_path / "there").mkdir()
+    for name in ("new/nested", "there"):
+        with pytest.raises(error), workdir.claim(tmp_path / name, FOLDER, force=False):
+            workdir.check_same_data(tmp_path / name, {"train-images": "abc"})
+            raise error
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+def test_a_run_that_fails_later_keeps_what_it_did(run):
+    before = contents(run)
+    with pytest.raises(UserError), workdir.claim(run, CONFIG, force=False):
+        raise UserError("no room")
+    assert contents(run) == before
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -149,6 +204,9 @@ def test_force_spares_what_a_link_leads_to(run, tmp_path):
     "foreign",
     [
         {"thesis.tex": "ten years of work"},
+        {".lock": ""},  # another program's
+        {".lockfile": "4711"},
+        {".config.json.bak": "{}"},
         {"config.json": '{"hidden_size": 768}'},  # another program's
         {"config.json": "[]"},
         {"config.json": "{"},
@@ -223,3 +281,77 @@ def test_a_run_with_a_damaged_record_is_not_finished(tmp_path, name, damage):
     store.write(make_record(), predictions_with(wrong=20), tmp_path / "record")
     damage(tmp_path / name)
     assert not workdir.is_finished(tmp_path)
+
+
+# Damage.
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    """A work directory with a checkpoint."""
+    with workdir.claim(tmp_path / "run", CONFIG, force=False):
+        workdir.check_same_data(tmp_path / "run", {"t10k-labels": "abc"})
+        progress = {"config": CONFIG, "data_sha256": {"t10k-labels": "abc"}}
+        Checkpoints(tmp_path / "run" / "checkpoints").save(5, {"x": np.zeros(3)}, progress)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+@pytest.mark.parametrize("mode", DAMAGE)
+def test_what_says_whose_run_it_is_comes_again_from_a_checkpoint(trained, capsys, name, mode):
+    whole = (trained / name).read_bytes()
+    DAMAGE[mode](trained / name)
+    claim(trained)
+    workdir.check_same_data(trained, {"t10k-labels": "abc"})
+    if mode == "extend":  # a newline behind JSON is no damage
+        return
+    assert (trained / name).read_bytes() == whole
+    err = capsys.readouterr().err
+    if (name, mode) != ("data.json", "delete"):
+        assert err.startswith(f"{trained / name}: ")
+        assert err.endswith("; written anew.\n")
+
+
+def test_a_damaged_config_is_no_leave_to_go_on_with_another(trained):
+    DAMAGE["zero"](trained / "config.json")
+    with pytest.raises(
+        UserError, match=r"config\.json: is no JSON: .*no checkpoint is good and of this config\. .*--f"
+    ):
+        claim(trained, CONFIG | {"seed": 5})
+    DAMAGE["flip"](trained / "checkpoints" / "5" / "progress.json")
+    with pytest.raises(
+        UserError, match=r"config\.json: is no JSON: .*no checkpoint is good and of this config\. .*--f"
+    ):
+        claim(trained)
+    claim(trained, force=True)
+    assert list(contents(trained)) == ["config.json"]
+
+
+def test_damaged_hashes_are_no_leave_to_go_on_with_other_data(trained):
+    with pytest.raises(UserError, match="holds a run on other data than these"):
+        workdir.check_same_data(trained, {"t10k-labels": "other"})
+    progress = checkpoint.read_progress(trained / "checkpoints" / "5")
+    assert workdir.misfit(progress, CONFIG, {"t10k-labels": "abc"}) == ""
+    assert workdir.misfit(progress, CONFIG, {"t10k-labels": "other"}) == "is of a run on other data"
+    other = CONFIG | {"seed": 5}
+    assert workdir.misfit(progress, other, {"t10k-labels": "abc"}) == "is another run's (seed: 0 -> 5)"
+    assert workdir.misfit({}, CONFIG, {"t10k-labels": "abc"}).startswith("is another run's (")
+
+
+def test_force_works_where_nothing_is_whole(trained):
+    for path in trained.rglob("*"):
+        if path.is_file():
+            DAMAGE["zero"](path)
+    with pytest.raises(UserError, match=r"config\.json: is no JSON: .*--force to start anew there\."):
+        claim(trained)
+    claim(trained, force=True)
+    assert list(contents(trained)) == ["config.json"]
+
+
+def test_leftovers_of_killed_processes_are_swept(trained):
+    (trained / "seed1").mkdir()
+    leftovers = [trained / ".metrics.jsonl.abcdefgh", trained / "seed1" / ".record.npy.abcdefgh"]
+    for leftover in leftovers:
+        leftover.write_text("half")
+    claim(trained)
+    assert not any(leftover.exists() for leftover in leftovers)

@@ -1,0 +1,166 @@
+"""Folders that appear whole, outlive a power cut, and tell when they are not as they were written."""
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from fmbench.system import files
+
+SEAL = "fmbench.json"  # in each folder: [bytes, SHA-256] of every other file below it
+ARRAYS = "arrays"
+
+
+class DamageError(Exception):
+    """Something on disk is not as it was written; the message says what of it, and how."""
+
+
+@contextlib.contextmanager
+def sealed_folder(path: Path) -> Iterator[Path]:
+    """Makes a folder that replaces what is at `path` when the `with` block ends: complete, sealed and on disk.
+
+    Yields:
+        Where to write its files. They are removed if anything fails.
+
+    Raises:
+        UserError: If they cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with files.one_line(path):
+        try:
+            files.make_folder(path.parent)
+            files.remove(partial)
+            partial.mkdir()
+            yield partial
+            seal(partial)
+            for written in (*partial.rglob("*"), partial):
+                files.sync(written)
+            files.remove(path)
+            partial.rename(path)
+            files.sync(path.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def seal(path: Path) -> None:
+    """Notes the size and the digest of every file below a folder."""
+    written = {name: [file.stat().st_size, _sha256(file)] for name, file in _entries(path) if name != SEAL}
+    (path / SEAL).write_text(json.dumps(written, indent=1))
+
+
+def check(path: Path) -> None:
+    """Checks that a folder is as it was sealed, file by file, before anything in it is parsed.
+
+    Symbolic links are not followed.
+
+    Raises:
+        DamageError: If it isn't.
+    """
+    if path.is_symlink():
+        raise DamageError("is a symbolic link, which is not followed")
+    if not path.is_dir():
+        raise DamageError("is no folder" if path.exists() else "is missing")
+    if not (path / SEAL).exists():
+        raise DamageError(f"{SEAL}: is missing, as it is where an older version of fmbench wrote")
+    try:
+        sealed = files.read_json(path / SEAL)
+    except ValueError as error:
+        raise DamageError(f"{SEAL}: {error}") from error
+    try:
+        found = dict(_entries(path))
+        if added := sorted(found.keys() - sealed.keys() - {SEAL}):
+            raise DamageError(f"{added[0]}: was not there when it was written")
+        for name, (size, _) in sealed.items():
+            if name not in found:
+                raise DamageError(f"{name}: is missing")
+            status = found[name].lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise DamageError(f"{name}: is no plain file")
+            if status.st_size != size:
+                raise DamageError(f"{name}: has {status.st_size:,} bytes instead of {size:,}")
+        for name, (_, sha256) in sealed.items():
+            if _sha256(found[name]) != sha256:
+                raise DamageError(f"{name}: its content is not what was written")
+    except OSError as error:
+        raise DamageError(f"{error.filename}: {error.strerror}") from error
+    except (TypeError, ValueError) as error:
+        raise DamageError(f"{SEAL}: is no list of files") from error
+
+
+def save_arrays(partial: Path, tree: Any) -> str:
+    """Writes a pytree of arrays with Orbax, and returns its digest.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        with _quiet():
+            ocp.save((partial / ARRAYS).absolute(), tree)
+    except Exception as error:  # TensorStore raises ValueError where a disk is full, Orbax what it likes
+        raise OSError(0, _reason(error)) from error
+    return _digest(tree)
+
+
+def load_arrays(path: Path, like: Any, sha256: str) -> Any:
+    """Reads what `save_arrays` wrote, laid out like `like`: arrays, or their `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        DamageError: If it cannot be read, or has another digest.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    try:
+        with _quiet():
+            tree = ocp.load((path / ARRAYS).absolute(), shapes)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise DamageError(f"{ARRAYS}: {_reason(error)}") from error
+    if _digest(tree) != sha256:
+        raise DamageError(f"{ARRAYS}: they are not those that were saved")
+    return tree
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Path]]:
+    """Everything below a folder but folders, by its name from there."""
+    for found in path.rglob("*"):
+        if found.is_symlink() or not found.is_dir():
+            yield found.relative_to(path).as_posix(), found
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 of the paths, types, shapes and bytes of a pytree's arrays."""
+    sha256 = hashlib.sha256()
+    for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        sha256.update(f"{jax.tree_util.keystr(place)} {array.dtype} {array.shape}\n".encode())
+        sha256.update(array.tobytes())
+    return sha256.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the threads of Orbax from printing what it raises, too: for good after an error, as some go on."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    yield
+    logging.set_verbosity(verbosity)
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system told TensorStore, or else the first line of what may be pages."""
+    told = re.search(r"([^:]+) \[os_error_code", str(error))
+    return told[1].strip() if told else next(iter(str(error).splitlines()), type(error).__name__)[:300]
