@@ -56,12 +56,17 @@ def sync(path: Path) -> None:
             raise
 
 
-def _unfinished(path: Path) -> IO[bytes]:
-    """A new file beside `path`, locked as long as its process lives; those of processes that were killed go."""
-    for left in path.parent.glob(".*.unfinished"):
+def sweep(folder: Path) -> None:
+    """Removes the files that killed processes did not finish."""
+    for left in folder.glob(".*.unfinished"):
         with contextlib.suppress(OSError), left.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
+
+
+def _unfinished(path: Path) -> IO[bytes]:
+    """A new file beside `path`, locked as long as its process lives; those of processes that were killed go."""
+    sweep(path.parent)
     while True:
         new = tempfile.NamedTemporaryFile(  # noqa: SIM115
             dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished", delete=False

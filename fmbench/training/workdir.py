@@ -74,6 +74,7 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be used: {error.strerror}.") from error
     with lock:
+        files.sweep(workdir)
         if force or _is_untrained(workdir):
             _clear(workdir)
         if not _left_by_runs(workdir) - {".lock", LOCK}:
@@ -110,7 +111,7 @@ def check_same_data(workdir: Path, sha256: dict[str, str]) -> None:
     except ValueError as error:
         damage, is_read = str(error), False
     if damage:
-        if is_read and not any(progress.get("data_sha256") == sha256 for _, progress in _checkpoints(workdir)):
+        if is_read and not any(progress.get("data_sha256") == sha256 for progress in _proven(workdir)):
             raise UserError(
                 f"--workdir={workdir} holds a run on other data than these. Name another directory, or give "
                 "--force to start anew there."
@@ -188,7 +189,7 @@ def _check_same(workdir: Path, config: dict[str, Any]) -> None:
         damage = "is not what the checkpoints say"
     except (ValueError, TypeError, KeyError) as error:
         difference, damage = "", str(error)
-    for _, progress in _checkpoints(workdir):
+    for progress in _proven(workdir):
         if not _difference(progress.get("config", {}), config, but_for_dir=not difference):
             _repair(stored, damage, config)
             return
@@ -210,11 +211,11 @@ def _difference(old: dict[str, Any], new: dict[str, Any], *, but_for_dir: bool) 
     return config_lib.difference(old, new)
 
 
-def _checkpoints(workdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The good checkpoints, of whatever run, and their progress."""
+def _proven(workdir: Path) -> Iterator[dict[str, Any]]:
+    """The progress of good checkpoints, of whatever run."""
     for path in checkpoint.newest_first(workdir / "checkpoints"):
         with contextlib.suppress(sealed.DamageError):
-            yield path, checkpoint.read_progress(path)
+            yield checkpoint.read_progress(path)
 
 
 def _repair(path: Path, damage: str, content: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """Power cuts: an ext4 file system of the run's own is shut down as it stands, nothing flushed."""
 
+import contextlib
 import fcntl
 import os
 import random
 import re
+import shutil
 import struct
 import subprocess
 import threading
@@ -34,8 +36,8 @@ class Disk:
         self.image, self.path = folder / "disk.img", folder / "disk"
         self.path.mkdir()
         with self.image.open("wb") as file:
-            file.truncate(256 << 20)
-        self._do("mkfs.ext4", "-q", self.image)
+            file.truncate(64 << 20)
+        self._do("mkfs.ext4", "-q", "-m", "0", self.image)
         self.mount()
 
     def mount(self) -> None:
@@ -125,3 +127,27 @@ def test_a_record_and_an_export_outlive_a_cut_right_after_the_run(run_main, disk
     again = run_main(*RUN, *places(disk.path))
     assert (again.returncode, again.stderr) == (0, "")
     assert "already finished" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(run_main, disk):
+    short = (*RUN, "--config.num_epochs=3")
+    for kibibytes in (0, 20, 1_000, 9_500, 12_000):
+        path = disk.path / str(kibibytes)
+        path.mkdir()
+        filling = disk.path / "filling"
+        with filling.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        os.sync()
+        os.truncate(filling, filling.stat().st_size - 1024 * kibibytes)
+        full = run_main(*short, *places(path))
+        assert full.returncode == 2, (kibibytes, full.stderr)
+        *_, line = full.stderr.splitlines()
+        assert line.startswith("fmbench.main: "), (kibibytes, full.stderr)
+        assert "No space left on device" in line, (kibibytes, full.stderr)
+        assert "Traceback" not in full.stderr
+        filling.unlink()
+        done = run_main(*short, *places(path))
+        assert done.returncode == 0, (kibibytes, done.stderr)
+        shutil.rmtree(path)
