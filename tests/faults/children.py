@@ -40,7 +40,7 @@ class Child:
         self.pid = pid
         self._out, self._err = out, err
         self._reap = reap
-        self._handle = os.pidfd_open(pid)
+        self._handle: int | None = os.pidfd_open(pid)
 
     def __enter__(self) -> "Child":
         return self
@@ -52,7 +52,7 @@ class Child:
 
     def send(self, signum: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._handle, signum)
+            signal.pidfd_send_signal(self._handle or -1, signum)
 
     def kill(self) -> None:
         self.send(signal.SIGKILL)
@@ -67,7 +67,7 @@ class Child:
             self.send(signal.SIGCONT)
             self.kill()
         code, kilobytes = self._reap(self.pid)
-        os.close(self._handle)
+        os.close(self._handle or -1)
         self._handle = None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)

@@ -155,7 +155,7 @@ def exported_model(scene: Scene, case: str) -> Verdict:
 
 
 def published(scene: Scene, case: str) -> Verdict:
-    """A damaged record in the results is named, and so is one whose predictions are damaged; training mends both."""
+    """A damaged record in the results, or its predictions, is named; training mends both."""
     scene.copy(scene.references.finished)
     name = damage(scene, case, scene.folder / "results", scene.references.foreign / "results")
     left = scene.run("fmbench.leaderboard", f"--results_dir={scene.folder / 'results'}")
@@ -187,7 +187,9 @@ def data_cache(scene: Scene, case: str) -> Verdict:
 def junk(scene: Scene, case: str) -> Verdict:
     scene.copy(scene.references.half)
     checkpoints = scene.folder / "work" / "checkpoints"
-    newest = max((path for path in checkpoints.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    newest = max(
+        (path for path in checkpoints.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name)
+    )
     foreign = scene.references.foreign / "work" / "checkpoints"
     last = str(NUM_EPOCHS * STEPS_PER_EPOCH)
     match case:
@@ -267,7 +269,9 @@ KINDS = [
     ),
     Kind(
         "damage of an unfinished run's other files",
-        cases_of(lambda references: references.half / "work", "config", "data", "metrics", "tensorboard", "record"),
+        cases_of(
+            lambda references: references.half / "work", "config", "data", "metrics", "tensorboard", "record"
+        ),
         unfinished,
     ),
     Kind(
@@ -275,8 +279,16 @@ KINDS = [
         cases_of(lambda references: references.finished / "work", "record", "config", "data.json", "metrics"),
         finished_record,
     ),
-    Kind("damage of an exported model", cases_of(lambda references: references.finished / "work/model", ""), exported_model),
-    Kind("damage of a published record", cases_of(lambda references: references.finished / "results", "runs"), published),
+    Kind(
+        "damage of an exported model",
+        cases_of(lambda references: references.finished / "work/model", ""),
+        exported_model,
+    ),
+    Kind(
+        "damage of a published record",
+        cases_of(lambda references: references.finished / "results", "runs"),
+        published,
+    ),
     Kind("damage of the data cache", cases_of(lambda references: references.data_cache, ""), data_cache),
     Kind(
         "junk among the checkpoints",

@@ -2,7 +2,7 @@
 
     python tests/faults/fuzz.py TARGET SEED INPUTS REFERENCE
 
-What is read must be right, what is not must be a `UserError` of one line; whatever else is raised ends the process.
+What is read must be right, what is not a `UserError` of one line; whatever else is raised ends the process.
 """
 
 import copy
@@ -84,7 +84,9 @@ def idx(reference: Path, folder: Path) -> Target:
     plain = gzip.decompress((folder / f"{name}.gz").read_bytes())
     (folder / f"{name}.gz").unlink()
     header = st.builds(
-        lambda zeros, kind, sizes, rest: zeros + bytes([kind, len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes) + rest,
+        lambda zeros, kind, sizes, rest: (
+            zeros + bytes([kind, len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes) + rest
+        ),
         st.sampled_from([b"\0\0", b"\0\1"]),
         st.sampled_from([8, 8, 8, 9, 13]),
         st.lists(st.integers(0, 40) | st.integers(0, 2**32 - 1), max_size=6),
@@ -123,9 +125,7 @@ def csv_files(reference: Path, folder: Path) -> Target:
         cells[row][column] = text
         return "\n".join([HEADER, *map(",".join, cells), ""]).encode()
 
-    strategy = st.one_of(
-        mutations(whole), st.tuples(st.integers(0, 2), st.integers(0, 784), cell).map(with_cell)
-    )
+    strategy = st.one_of(mutations(whole), st.tuples(st.integers(0, 2), st.integers(0, 784), cell).map(with_cell))
     path = folder / "fashion-mnist_train.csv"
 
     def check(content: bytes) -> None:
@@ -133,7 +133,9 @@ def csv_files(reference: Path, folder: Path) -> Target:
         images, labels = kaggle_csv.read_file(path)
         _, *expected = [row for row in csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")) if row]
         assert np.array_equal(labels, [int(row[0]) for row in expected]), "other labels"
-        assert np.array_equal(images.reshape(len(images), -1), [list(map(int, row[1:])) for row in expected]), "others"
+        assert np.array_equal(images.reshape(len(images), -1), [list(map(int, row[1:])) for row in expected]), (
+            "others"
+        )
         assert labels.max() <= 9, "a label above 9"
 
     return strategy, check
@@ -233,7 +235,9 @@ def overrides(reference: Path, folder: Path) -> Target:
         st.integers().map(str),
         st.floats().map(str),
         st.text(max_size=10),
-        st.sampled_from(["", "true", "None", "()", "(1, 2)", "[", "1e400", "nan", "__import__('os')", "a:b", "-0", "0x10"]),
+        st.sampled_from(
+            ["", "true", "None", "()", "(1, 2)", "[", "1e400", "nan", "__import__('os')", "a:b", "-0", "0x10"]
+        ),
     )
 
     def check(changed: dict[str, str]) -> None:

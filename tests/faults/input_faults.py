@@ -86,7 +86,9 @@ def wrong_record(scene: Scene, case: str) -> Verdict:
 
 
 def rendered(scene: Scene, path: Path) -> Verdict:
-    result = scene.run("fmbench.leaderboard", f"--results_dir={scene.folder / 'results'}", limits=MEMORY, timeout=30)
+    result = scene.run(
+        "fmbench.leaderboard", f"--results_dir={scene.folder / 'results'}", limits=MEMORY, timeout=30
+    )
     return refused(result, path.stem)
 
 
@@ -216,14 +218,26 @@ PICTURES: dict[str, tuple[str, str, Callable[[np.ndarray], bytes]]] = {
     "CMYK": ("x.jpg", "either", lambda a: encoded(PIL.Image.fromarray(a).convert("CMYK"), "JPEG", quality=95)),
     "16 bits of 0 to 65,535": ("x.png", "same", lambda a: png(a.astype(np.uint16) * 257)),
     "16 bits of 0 to 255": ("x.png", "same or refused", lambda a: png(a.astype(np.uint16))),
-    "32 bits of 0 to 255": ("x.tif", "same or refused", lambda a: encoded(PIL.Image.fromarray(a.astype(np.int32)), "TIFF")),
+    "32 bits of 0 to 255": (
+        "x.tif",
+        "same or refused",
+        lambda a: encoded(PIL.Image.fromarray(a.astype(np.int32)), "TIFF"),
+    ),
     "floats of 0 to 1": (
         "x.tif",
         "same or refused",
         lambda a: encoded(PIL.Image.fromarray(a.astype(np.float32) / 255), "TIFF"),
     ),
-    "floats of 0 to 255": ("x.tif", "same or refused", lambda a: encoded(PIL.Image.fromarray(a.astype(np.float32)), "TIFF")),
-    "floats, NaN": ("x.tif", "refused", lambda a: encoded(PIL.Image.fromarray(np.full((28, 28), np.nan, np.float32)), "TIFF")),
+    "floats of 0 to 255": (
+        "x.tif",
+        "same or refused",
+        lambda a: encoded(PIL.Image.fromarray(a.astype(np.float32)), "TIFF"),
+    ),
+    "floats, NaN": (
+        "x.tif",
+        "refused",
+        lambda a: encoded(PIL.Image.fromarray(np.full((28, 28), np.nan, np.float32)), "TIFF"),
+    ),
     "all black": ("x.png", "doubted", lambda a: png(np.zeros((28, 28), np.uint8))),
     "all white": ("x.png", "doubted", lambda a: png(np.full((28, 28), 255, np.uint8))),
     "one pixel": ("x.png", "doubted", lambda a: png(np.zeros((1, 1), np.uint8))),
@@ -262,7 +276,11 @@ def predicted(scene: Scene, path: Path, expected: str, name: str | None = None, 
         named = (name or path.name) in result.err or repr(name or path.name)[1:-1] in result.err
         if "same" in expected and "refused" not in expected:
             return Verdict("lost", f"refused: {result.last_line}")
-        return Verdict("survived", result.last_line) if named else Verdict("traceback", f"not named: {result.last_line}")
+        return (
+            Verdict("survived", result.last_line)
+            if named
+            else Verdict("traceback", f"not named: {result.last_line}")
+        )
     one = json.loads(lines[1])
     if expected == "refused" or ("same" in expected and one["label"] != json.loads(lines[0])["label"]):
         return Verdict("believed", lines[1][:120])
@@ -464,7 +482,8 @@ def idx_folder(scene: Scene, case: str) -> Verdict:
     if wrong := trouble(result, 0):
         return wrong
     found, expected = (
-        next((where / "results" / "runs").glob("*.npy")).read_bytes() for where in (scene.folder, scene.references.finished)
+        next((where / "results" / "runs").glob("*.npy")).read_bytes()
+        for where in (scene.folder, scene.references.finished)
     )
     return Verdict("survived" if found == expected else "believed")
 
@@ -549,7 +568,13 @@ KINDS = [
         "idx files in a folder",
         listed(
             *("not gzipped", "torchvision's root", "dots for dashes", "a cut gzip beside a good file"),
-            *("a file is missing", "a file is a folder", "a file is a pipe", "a file is endless", "an empty folder"),
+            *(
+                "a file is missing",
+                "a file is a folder",
+                "a file is a pipe",
+                "a file is endless",
+                "an empty folder",
+            ),
             *("no folder", "train and test exchanged"),
         ),
         idx_folder,

@@ -5,9 +5,22 @@ import signal
 import time
 from pathlib import Path
 
-from fmbench.data.fashion_mnist import SAMPLE_DIRECTORY as SAMPLE
+from scene import (
+    NUM_EPOCHS,
+    SMALL_RUN,
+    Kind,
+    Scene,
+    Verdict,
+    compare,
+    epochs_told,
+    goes_on,
+    numbered,
+    places,
+    prepare_data,
+    trouble,
+)
 
-from scene import NUM_EPOCHS, SMALL_RUN, Kind, Scene, Verdict, compare, epochs_told, goes_on, numbered, places, prepare_data, trouble
+from fmbench.data.fashion_mnist import SAMPLE_DIRECTORY as SAMPLE
 
 SECONDS = 1.5  # of an undisturbed command that was forked, on an idle machine
 
@@ -80,7 +93,9 @@ def prepared(scene: Scene, cache: Path) -> Verdict:
     hashes = [line.split()[-1] for line in again.out.splitlines() if "uint8" in line]
     if hashes != [line.split()[-1] for line in expected.out.splitlines() if "uint8" in line] or len(hashes) != 4:
         return Verdict("believed", again.out)
-    left = [path.name for path in cache.rglob("*") if "unfinished" in path.name or path.name.startswith("incomplete")]
+    left = [
+        path.name for path in cache.rglob("*") if "unfinished" in path.name or path.name.startswith("incomplete")
+    ]
     return Verdict("lost", f"left behind: {', '.join(left)}") if left else Verdict("survived")
 
 

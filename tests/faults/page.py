@@ -10,7 +10,9 @@ from fmbench.pages import generated
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs" / "reliability.md"
 OUTCOMES = Path(__file__).with_name("outcomes.jsonl")
-MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("conditions", "faults", "obstacles")}
+MARKS = {
+    name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("conditions", "faults", "obstacles")
+}
 COLUMNS = {
     "survived": "survived",
     "lost": "lost",
@@ -26,7 +28,7 @@ def read(path: Path = OUTCOMES) -> list[dict[str, Any]]:
 
 
 def table(outcomes: list[dict[str, Any]]) -> list[str]:
-    """A row for each kind, in the order of the code, and one for all; fuzzing, whose inputs are many, stands apart."""
+    """A row for each kind, in the order of the code, and one for all; fuzzing, of many inputs, stands apart."""
     lines = [
         f"| fault | tried | {' | '.join(COLUMNS.values())} |",
         f"|:--|--:|{'--:|' * len(COLUMNS)}",

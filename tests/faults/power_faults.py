@@ -12,7 +12,20 @@ from functools import cache
 from pathlib import Path
 
 from kill_faults import prepared
-from scene import NUM_EPOCHS, SMALL_RUN, Kind, Scene, Verdict, compare, epochs_told, goes_on, numbered, places, trouble
+from scene import (
+    NUM_EPOCHS,
+    SMALL_RUN,
+    Kind,
+    Scene,
+    Verdict,
+    compare,
+    epochs_told,
+    goes_on,
+    numbered,
+    places,
+    trouble,
+)
+
 from fmbench.data.fashion_mnist import SAMPLE_DIRECTORY
 
 FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32) of linux/fs.h
@@ -100,7 +113,6 @@ def in_the_data_cache(scene: Scene, case: str) -> Verdict:
             child.kill()
             child.wait()
         power_again(scene.folder)
-
 
         return prepared(scene, where / "cache")
 

@@ -1,4 +1,4 @@
-"""What every kind of fault needs: undisturbed runs to compare with, commands, and the judgement of how they end."""
+"""What every kind of fault needs: undisturbed runs to compare with, commands, and judgement of how they end."""
 
 import json
 import os
@@ -241,13 +241,18 @@ def compare(folder: Path, reference: Path) -> Verdict:
     try:
         found, expected = learned(folder / "work"), learned(reference / "work")
         (published,) = (folder / "results" / "runs").glob("*.json")
-        if store.read(published).predictions_sha256 != store.read(reference / "work/record.json").predictions_sha256:
+        if (
+            store.read(published).predictions_sha256
+            != store.read(reference / "work/record.json").predictions_sha256
+        ):
             return Verdict("believed", f"{published.name} is another run's")
         store.read_predictions(store.read(published), published.with_suffix(".npy"))
     except (UserError, OSError, ValueError) as error:
         return Verdict("lost", f"{type(error).__name__}: {error}")
     for name in ("losses", "validation"):  # sums of an epoch's halves
-        if len(found[name]) == len(expected[name]) and np.allclose(found[name], expected[name], rtol=1e-12, atol=0):
+        if len(found[name]) == len(expected[name]) and np.allclose(
+            found[name], expected[name], rtol=1e-12, atol=0
+        ):
             found[name] = expected[name]
     if found["metrics"] != expected["metrics"]:
         return Verdict("lost", f"metrics.jsonl has the steps {found['metrics']}")

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-import time
+import select
 from functools import cache
 from pathlib import Path
 
@@ -15,10 +15,11 @@ def closed_pipe(scene: Scene, case: str) -> Verdict:
     """`| head -1` and `| true`: ends quietly."""
     work, results = scene.references.finished / "work", scene.references.finished / "results"
     name, _, lines = case.partition(", ")
+    command: list[str]
     data = {}
     match name:
         case "predict":
-            command = ["fmbench.predict", f"--model={work}", *[scene.references.picture] * 2000]
+            command = ["fmbench.predict", f"--model={work}", *[str(scene.references.picture)] * 2000]
         case "evaluate":
             command = ["fmbench.evaluate", f"--model={work}"]
         case "compare":
@@ -29,19 +30,15 @@ def closed_pipe(scene: Scene, case: str) -> Verdict:
             command = ["fmbench.leaderboard", f"--results_dir={results}", "--check"]
         case _:
             command = ["fmbench.main", "--help"]
-    pipe = scene.folder / "pipe"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    with scene.start(*command, stdout=str(pipe), env=data, small_data=bool(data)) as child:
+    reader, writer = os.pipe()
+    stdout = f"/proc/{os.getpid()}/fd/{writer}"
+    with scene.start(*command, stdout=stdout, env=data, small_data=bool(data)) as child:
         if lines == "a line":
-            child.is_running(0.1)
-            os.set_blocking(reader, True)
-            with os.fdopen(reader, "rb", buffering=0) as file:
-                file.read(1)
-        else:
-            time.sleep(0.05)
-            os.close(reader)
+            while child.is_running() and not select.select([reader], [], [], 0.1)[0]:
+                pass
+        os.close(reader)
         result = child.wait()
+    os.close(writer)
     if wrong := trouble(result, 0, 1, 141, -13):
         return wrong
     noisy = "rror" in result.err or "roken" in result.err
@@ -82,9 +79,15 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, str | None]]] = {  # the command: t
     "TERM=dumb": ("train", {"TERM": "dumb"}),
     "an empty PATH": ("train", {"PATH": "/nonexistent"}),
     "PYTHONOPTIMIZE=2": ("train", {"PYTHONOPTIMIZE": "2"}),
-    "PYTHONWARNINGS=error for deprecations of ours": ("help", {"PYTHONWARNINGS": "error::DeprecationWarning:fmbench"}),
+    "PYTHONWARNINGS=error for deprecations of ours": (
+        "help",
+        {"PYTHONWARNINGS": "error::DeprecationWarning:fmbench"},
+    ),
     "GIT_DIR is not there": ("train", {"GIT_DIR": "/nonexistent"}),
-    "a proxy that is not there": ("train", {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}),
+    "a proxy that is not there": (
+        "train",
+        {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"},
+    ),
     "FMBENCH_MACHINE with a slash": ("train", {"FMBENCH_MACHINE": "../../x"}),
     "FMBENCH_MACHINE with lines": ("train", {"FMBENCH_MACHINE": "a\nb"}),
 }
@@ -233,7 +236,11 @@ def twice_in_one_process(scene: Scene, case: str) -> Verdict:
 def faketime() -> str:
     """libfaketime's path, or ''."""
     package = importlib.util.find_spec("libfaketime")
-    folders = [Path(place) / "vendor" / "libfaketime" / "src" for place in (package.submodule_search_locations or [])] if package else []
+    folders = (
+        [Path(place) / "vendor" / "libfaketime" / "src" for place in (package.submodule_search_locations or [])]
+        if package
+        else []
+    )
     folders += [*Path("/usr/lib").glob("*/faketime")]
     return next((str(path) for folder in folders for path in folder.glob("libfaketime.so.1")), "")
 
@@ -277,7 +284,11 @@ def clock(scene: Scene, case: str) -> Verdict:
 
 COMMANDS = ("predict", "evaluate", "compare", "datasets", "leaderboard", "main")
 KINDS = [
-    Kind("closed pipe", listed(*(f"{name}, {lines}" for name in COMMANDS for lines in ("a line", "nothing"))), closed_pipe),
+    Kind(
+        "closed pipe",
+        listed(*(f"{name}, {lines}" for name in COMMANDS for lines in ("a line", "nothing"))),
+        closed_pipe,
+    ),
     Kind("environment variables", listed(*ENVIRONMENTS), environment),
     Kind("spellings of a work directory", listed(*PLACES), spelt),
     Kind(
@@ -292,7 +303,14 @@ KINDS = [
         "streams, masks and folders of services",
         listed(
             *("standard input closed", "standard output closed", "standard error closed", "all closed"),
-            *("SIGPIPE and SIGHUP ignored", "umask 777", "umask 077", "the current folder is gone", "nice 19", "one core"),
+            *(
+                "SIGPIPE and SIGHUP ignored",
+                "umask 777",
+                "umask 077",
+                "the current folder is gone",
+                "nice 19",
+                "one core",
+            ),
         ),
         descriptors,
     ),

@@ -4,7 +4,20 @@ import signal
 import time
 from pathlib import Path
 
-from scene import CONVOLUTIONS, SMALL_RUN, Kind, Scene, Verdict, compare, epochs_told, goes_on, listed, numbered, places, trouble
+from scene import (
+    CONVOLUTIONS,
+    SMALL_RUN,
+    Kind,
+    Scene,
+    Verdict,
+    compare,
+    epochs_told,
+    goes_on,
+    listed,
+    numbered,
+    places,
+    trouble,
+)
 
 LAYERS = str(Path(__file__).with_name("convolve.py"))
 
@@ -48,7 +61,11 @@ def in_training(signum: int, again: bool = False):
 
 COMMANDS = {
     "evaluate": lambda scene: ["--model", scene.references.convolutions / "work"],
-    "predict": lambda scene: ["--model", scene.references.convolutions / "work", *[scene.references.picture] * 5000],
+    "predict": lambda scene: [
+        "--model",
+        scene.references.convolutions / "work",
+        *[scene.references.picture] * 5000,
+    ],
     "figures": lambda scene: [f"--model={scene.references.convolutions / 'work'}", f"--output={scene.folder}"],
     "embed": lambda scene: [
         *(f"--model={scene.references.convolutions / 'work'}", f"--output={scene.folder}", "--num_images=200"),

@@ -69,6 +69,7 @@ def main() -> None:
     if arguments.write and (arguments.only or arguments.tenth):
         parser.error("--write writes the page of all faults; drop --only and --tenth")
     with tempfile.TemporaryDirectory(prefix="fmbench-faults-") as scratch:
+        Path(scratch).chmod(0o755)  # some faults are another user's
         outcomes = soak(arguments, Path(scratch))
     print("\n".join(page.table(outcomes)))
     if arguments.write:
@@ -81,7 +82,9 @@ def main() -> None:
 
 def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """Tries what is not in the journal yet; returns the journal."""
-    journal = arguments.journal or files.cache_directory() / "faults" / f"{_commit()}{'-tenth' * arguments.tenth}.jsonl"
+    journal = (
+        arguments.journal or files.cache_directory() / "faults" / f"{_commit()}{'-tenth' * arguments.tenth}.jsonl"
+    )
     if arguments.anew or arguments.tenth:
         journal.unlink(missing_ok=True)
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -98,13 +101,18 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     outcomes = page.read(journal)
     tried = {(outcome["kind"], outcome["case"]) for outcome in outcomes[1:]}
     left = [fault for fault in faults if fault not in tried and fault[0] not in obstacles]
-    random.Random(0).shuffle(left)  # so that both workers have slow and fast ones, and the clock tells how many are left
+    random.Random(0).shuffle(
+        left
+    )  # so that both workers have slow and fast ones, and the clock tells how many are left
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")
     with context.Pool(arguments.workers, functools.partial(_begin, scratch, references)) as pool:
         for number, outcome in enumerate(pool.imap_unordered(_attempt, left), 1):
             if outcome["outcome"] == "error":
-                print(f"The soak itself failed at {outcome['kind']}, {outcome['case']}: {outcome['detail']}", flush=True)
+                print(
+                    f"The soak itself failed at {outcome['kind']}, {outcome['case']}: {outcome['detail']}",
+                    flush=True,
+                )
                 continue
             _append(journal, outcome)
             if outcome["outcome"] != "survived" or number % 50 == 0 or number == len(left):
@@ -112,7 +120,10 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
                 print(f"{number}/{len(left)}, {time.monotonic() - began:.0f} s; {told}", flush=True)
         pool.close()
         pool.join()
-    return [outcomes[0], *(outcome for outcome in page.read(journal)[1:] if (outcome["kind"], outcome["case"]) in faults)]
+    return [
+        outcomes[0],
+        *(outcome for outcome in page.read(journal)[1:] if (outcome["kind"], outcome["case"]) in faults),
+    ]
 
 
 def tenth(faults: list[tuple[str, str]], date: str) -> list[tuple[str, str]]:
@@ -139,13 +150,17 @@ def _attempt(fault: tuple[str, str]) -> dict[str, Any]:
     folder = _workers["scratch"] / f"fault-{zlib.crc32(title.encode()):08x}-{zlib.crc32(case.encode()):08x}"
     began = time.monotonic()
     try:
-        verdict = KINDS[title].attempt(Scene(_workers["warm"], _workers["references"], folder, f"{title} {case}"), case)
+        verdict = KINDS[title].attempt(
+            Scene(_workers["warm"], _workers["references"], folder, f"{title} {case}"), case
+        )
     except Exception:
         return {"kind": title, "case": case, "outcome": "error", "detail": traceback.format_exc()}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     seconds = round(time.monotonic() - began, 1)
-    detail = " ".join(verdict.detail.replace(str(folder), "DIR").replace(str(_workers["scratch"]), "DIR").split())[:300]
+    detail = " ".join(verdict.detail.replace(str(folder), "DIR").replace(str(_workers["scratch"]), "DIR").split())[
+        :300
+    ]
     return {
         "kind": title,
         "case": case,
@@ -164,7 +179,8 @@ def conditions() -> dict[str, Any]:
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         "commit": _commit(),
         "machine": f"{here.cpu}, {here.cpu_cores} cores, {platform.system()} {platform.release()}",
-        "versions": {name: here.versions.get(name) for name in ("jax", "orbax-checkpoint")} | {"python": here.python},
+        "versions": {name: here.versions.get(name) for name in ("jax", "orbax-checkpoint")}
+        | {"python": here.python},
         "user": "root" if os.getuid() == 0 else "not root",
     }
 

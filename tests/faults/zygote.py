@@ -1,7 +1,7 @@
-"""A process that has imported fmbench and forks commands: a child is there in milliseconds, instead of two seconds.
+"""A process that has imported fmbench and forks commands: a child takes milliseconds to start, not seconds.
 
-Started by `children.Zygote`, which writes a request a line; no backend is initialised and no thread started here, so
-that a child is what `python -m fmbench.<name>` is after its imports.
+Started by `children.Zygote`, which writes a request a line. No backend is initialised and no thread started here,
+so that a child is what `python -m fmbench.<name>` is after its imports.
 """
 
 import importlib
@@ -35,7 +35,9 @@ def main() -> None:
     for module in MODULES:
         importlib.import_module(module)
     if threading.active_count() > 1:
-        raise RuntimeError(f"importing fmbench started threads, and forks would lose them: {threading.enumerate()}")
+        raise RuntimeError(
+            f"importing fmbench started threads, and forks would lose them: {threading.enumerate()}"
+        )
     signal.signal(signal.SIGINT, signal.default_int_handler)
     become(serve(socket.socket(fileno=int(sys.argv[1]))))
 
@@ -83,7 +85,7 @@ WRITE = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 def restrict(limits: dict[str, int], uid: int | None) -> None:
-    """Sets resource limits, by their names in `resource`, that of memory beyond what is taken; and becomes a user."""
+    """Sets limits, by their names in `resource`, that of memory beyond what is taken; and becomes a user."""
     for name, value in limits.items():
         if name == "RLIMIT_AS":
             value += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -105,7 +107,7 @@ FILE_OPERATIONS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", 
 
 
 def die_at_file_operation(number: int, under: str) -> None:
-    """Kills this process, with kill -9, when it is about to change files in the folder `under` for the n-th time."""
+    """Kills this process, with kill -9, when it is about to change files below `under` for the n-th time."""
     left = number
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
