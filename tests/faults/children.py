@@ -58,7 +58,7 @@ class Child:
         self.send(signal.SIGKILL)
 
     def is_running(self, wait: float = 0) -> bool:
-        return not select.select([self._handle], [], [], wait)[0]
+        return not select.select([self._handle or -1], [], [], wait)[0]
 
     def wait(self, timeout: float = TIMEOUT) -> Result:
         """Waits for the end; what takes longer is killed with all that it started."""
