@@ -31,7 +31,7 @@ from fmbench.errors import UserError
 from fmbench.models import exported
 from fmbench.records import store
 
-HEADER = kaggle_csv.HEADER
+HEADER = ",".join(kaggle_csv.COLUMNS)
 tried = 0
 
 
