@@ -88,11 +88,11 @@ def test_every_mode_damages(tmp_path):
         assert not path.is_file() or path.read_bytes() != b"0123456789", mode
 
 
-def test_a_tenth_is_drawn_by_the_date_and_has_every_kind():
-    faults = [("a", str(number)) for number in range(50)] + [("b", "0")]
+def test_a_tenth_is_drawn_by_the_date():
+    faults = [("a", str(number)) for number in range(50)]
+    assert len({*soak.tenth(faults, "2026-01-01")}) == 5
     assert soak.tenth(faults, "2026-01-01") == soak.tenth(faults, "2026-01-01")
     assert soak.tenth(faults, "2026-01-01") != soak.tenth(faults, "2026-01-02")
-    assert [title for title, _ in soak.tenth(faults, "2026-01-01")] == ["a"] * 5 + ["b"]
 
 
 @pytest.mark.faults
