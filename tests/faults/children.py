@@ -131,6 +131,7 @@ def start(
     uid: int | None = None,
     die: dict[str, Any] | None = None,
     small_data: bool = False,
+    clock: dict[str, Any] | None = None,
     stdin: str = os.devnull,
     stdout: str | None = None,
     prefix: tuple[str, ...] = (),
@@ -146,6 +147,7 @@ def start(
         uid: The user it becomes.
         die: Arguments of `zygote.die_at_file_operation`.
         small_data: Whether the sample passes for the whole data set.
+        clock: Arguments of `zygote.set_clock`.
         stdin: File.
         stdout: File; None for one that can be read later.
         prefix: Words before Python's, if it is started anew.
@@ -162,10 +164,11 @@ def start(
             "uid": uid,
             "die": die,
             "small_data": small_data,
+            "clock": clock,
         }
         return Child(warm.start(request), out, err, warm.reap)
-    if limits or uid is not None or die or small_data:
-        raise ValueError("only forked commands can be limited, or made to die")
+    if limits or uid is not None or die or small_data or clock:
+        raise ValueError("only forked commands can be limited, deceived, or made to die")
     with open(stdin, "rb") as source, open(stdout or out, "ab") as sink, err.open("ab") as complaints:  # noqa: PTH123
         process = subprocess.Popen(
             [*prefix, sys.executable, *(() if module.endswith(".py") else ("-m",)), module, *args],

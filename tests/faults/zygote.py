@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ def become(request: dict[str, Any]) -> None:
     restrict(request["limits"], request["uid"])
     if request["small_data"]:
         take_sample_for_standard()
+    if request["clock"]:
+        set_clock(**request["clock"])
     if request["die"]:
         die_at_file_operation(**request["die"])
     sys.argv = [request["module"], *request["args"]]
@@ -101,6 +104,17 @@ def take_sample_for_standard() -> None:
     from fmbench.data import proof
 
     proof.SHA256[proof.STANDARD] = proof.SHA256["sample"]
+
+
+def set_clock(offset: float, later: float, when: str) -> None:
+    """Sets the clock that Python tells by some seconds, and by others as soon as the file `when` is there."""
+    seconds, nanoseconds, exists = time.time, time.time_ns, os.path.exists
+
+    def step() -> float:
+        return later if exists(when) else offset
+
+    time.time = lambda: seconds() + step()
+    time.time_ns = lambda: nanoseconds() + int(1e9 * step())
 
 
 FILE_OPERATIONS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
