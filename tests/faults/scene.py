@@ -160,6 +160,8 @@ def prepare(warm: Zygote, folder: Path) -> References:
         result = scene.train(*flags[1:], run=SMALL_RUN if flags[0] == "mlp" else CONVOLUTIONS, die=die)
         if result.code != (-signal.SIGKILL if stop_at else 0):
             raise RuntimeError(f"the undisturbed run {where.name} ended with {result.code}: {result.err}")
+        for unfinished in (where / "work" / "checkpoints").glob("[!0-9]*"):  # what damage is in vain for
+            shutil.rmtree(unfinished)
 
     last = NUM_EPOCHS * STEPS_PER_EPOCH
     train(references.finished, "mlp")

@@ -92,6 +92,8 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
         references = prepare(warm, scratch / "references")
     selected = {title: kind for title, kind in KINDS.items() if arguments.only in title}
     obstacles = {title: obstacle for title, kind in selected.items() if (obstacle := kind.obstacle())}
+    for title, reason in obstacles.items():
+        print(f"not caused here: {title}: {reason}")
     faults = [(title, case) for title, kind in selected.items() for case in kind.cases(references)]
     if arguments.tenth:
         print(f"seed: {arguments.date}")
