@@ -66,6 +66,7 @@ def become(request: dict[str, Any]) -> None:
         source = os.open(path, flags, 0o644)
         os.dup2(source, number)
         os.close(source)
+    open_streams()
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
@@ -82,6 +83,16 @@ def become(request: dict[str, Any]) -> None:
     else:
         sys.modules.pop(request["module"], None)
         runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+def open_streams() -> None:
+    """Makes Python's streams anew, as it does at its start under C.UTF-8: the old ones know of other files."""
+    kept = {"stdin": "surrogateescape", "stdout": "surrogateescape", "stderr": "backslashreplace"}
+    for number, (name, errors) in enumerate(kept.items()):
+        mode, buffering = "w" if number else "r", 1 if name == "stderr" else -1
+        stream = open(number, mode, buffering, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 WRITE = os.O_WRONLY | os.O_CREAT | os.O_APPEND
