@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from fmbench.system import distributed
 from fmbench.system import load as machine_load
 from fmbench.system.suspension import Watch
 
@@ -32,6 +33,10 @@ class Stopwatch:
     take a share of caches, of memory bandwidth, of a core's clock and of its second thread, and threads that wait
     for one without a core spin meanwhile. So the load is noted with every lap.
 
+    Of several processes all time the same blocks, from when the last one begins to when the last one ends. Core-
+    seconds are the sum over them, and so are switches; of what a machine does else the largest is taken, in which
+    processes on the same machine count each other.
+
     Args:
         watch: Whose clock, without the time asleep, the seconds are of.
     """
@@ -48,20 +53,28 @@ class Stopwatch:
     def __call__(self, name: str) -> Iterator[Lap]:
         """Times a `with` block. Whoever starts device work in it waits for it in it."""
         lap = Lap()
+        team = distributed.team()
+        team.gather(None)
         load_before = machine_load.read()
         start, core_start = self._watch.awake(), time.process_time()
         lap.gap = start - self._ended.get(name, start)
         asleep_before = self._asleep.get(name, self._watch.asleep_seconds())
         try:
             yield lap
+            team.gather(None)
         finally:
             self._ended[name] = self._watch.awake()
             self._asleep[name] = self._watch.asleep_seconds()
             lap.asleep = self._asleep[name] - asleep_before
             lap.seconds = self._ended[name] - start
             lap.core_seconds = time.process_time() - core_start
-            self.add({name: lap.seconds}, {name: lap.core_seconds})
             lap.load = machine_load.between(load_before, machine_load.read())
+            self.add({name: lap.seconds}, {name: lap.core_seconds})
+        if team.size > 1:
+            others = team.gather([lap.core_seconds, lap.load])
+            own, lap.core_seconds = lap.core_seconds, sum(core_seconds for core_seconds, _ in others)
+            self.add({}, {name: lap.core_seconds - own})
+            lap.load = machine_load.of_processes([machine_load.Load(*load) for _, load in others])
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """All seconds so far, as `add` takes them."""
