@@ -223,11 +223,11 @@ def joined(place: Place, identity: Callable[[], Mapping[str, Any]]) -> Iterator[
     meeting = Team()
     with _filtered_streams() as drain:
         try:
-            import jax
-
             address, index, size, local_device_ids = _find(place)
             deadline = time.monotonic() + place.timeout
             meeting, port = _meet(address, index, size, place.timeout, deadline)
+            import jax
+
             meeting.require_equal(identity())
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
             jax.distributed.initialize(
@@ -343,14 +343,18 @@ def _receive_all(
                 )
                 break
             hello = _hear(connection, 2.0)
-            if not isinstance(hello, dict) or "fmbench" not in hello:
+            index, its_size = (
+                hello.get(name) if isinstance(hello, dict) else None for name in ("fmbench", "size")
+            )
+            if not isinstance(index, int) or not isinstance(its_size, int):
                 connection.close()  # somebody else
-            elif hello["size"] != size:
-                problem = f"process 0 has --num_processes={size}, process {hello['fmbench']} has {hello['size']}."
-            elif hello["fmbench"] in come:
-                problem = f"two processes have --process_id={hello['fmbench']}."
+                continue
+            if its_size != size:
+                problem = f"process 0 has --num_processes={size}, process {index} has {its_size}."
+            elif index in come:
+                problem = f"two processes have --process_id={index}."
             else:
-                come[hello["fmbench"]] = connection
+                come[index] = connection
                 continue
             refused.append(connection)
     for connection in (*come.values(), *refused):
@@ -391,7 +395,7 @@ def _hear(connection: socket.socket, seconds: float) -> Any:
     """A line of JSON from one who has just connected; None, if it says nothing of the kind."""
     end, said = time.monotonic() + seconds, b""
     with contextlib.suppress(OSError, ValueError):
-        while not said.endswith(b"\n") and len(said) < 10_000:
+        while not said.endswith(b"\n") and len(said) < 2000:
             connection.settimeout(max(0.001, end - time.monotonic()))
             if not (byte := connection.recv(1)):  # what follows the line is for others
                 return None
