@@ -126,7 +126,7 @@ def _identity(run_config: config_dict.ConfigDict, seeds: tuple[int, ...]) -> dic
     from fmbench.records import machine
 
     fields = config.flatten(config.to_json(run_config))
-    shared = {f"config.{key}": str(value) for key, value in fields.items() if key != "data.dir"}
+    shared = {f"config.{key}": str(value) for key, value in fields.items() if key not in ("data.dir", "entry")}
     return shared | {"--seeds": str(seeds)} | machine.software()
 
 

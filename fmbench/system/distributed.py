@@ -5,7 +5,6 @@ or another one's end, by aborting with pages of C++, and cannot tell a wrong con
 stay open to the end: over them goes what the processes have to agree on, and that one of them is gone.
 """
 
-import atexit
 import base64
 import contextlib
 import json
@@ -16,13 +15,14 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from fmbench.errors import UserError
-from fmbench.system import interrupt
+from fmbench.system import command_line, interrupt
 
 # JAX is imported in the functions, for `_filtered_streams` forks this process before it has threads.
 
@@ -216,8 +216,7 @@ def joined(place: Place, identity: Callable[[], Mapping[str, Any]]) -> Iterator[
         place: Where they meet.
         identity: What must be equal in all of them, by name.
 
-    Raises:
-        UserError: If they do not meet, or are not equal; or one of them has ended.
+    If they do not meet, or are not equal, or an error ends one of them, all say so and end as commands do.
     """
     global _team
     meeting = Team()
@@ -246,15 +245,23 @@ def joined(place: Place, identity: Callable[[], Mapping[str, Any]]) -> Iterator[
             jax.distributed.shutdown()
             meeting.say_goodbye()
         except BaseException as error:
-            explained = meeting.explain(error)
-            code = interrupt.exit_code(explained) if isinstance(explained, KeyboardInterrupt) else 2
-            # Python's own way out would wait in JAX for processes that are gone.
-            atexit.register(drain, code if isinstance(explained, UserError | KeyboardInterrupt) else 1)
-            if explained is error:
-                raise
-            raise explained from error
+            _say_and_end(meeting.explain(error), drain)
         finally:
             _team = Team()
+
+
+def _say_and_end(error: BaseException, drain: Callable[[int], NoReturn]) -> NoReturn:
+    """Ends this process as a command ends; Python's own way out would wait for threads that wait for others."""
+    sys.stderr = sys.__stderr__  # the one line goes where C++'s pages would
+    code: Any = 1
+    try:
+        with command_line.plain_errors("main"):
+            raise error
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+    drain(code)
 
 
 def _find(place: Place) -> tuple[str, int, int, Sequence[int] | None]:
@@ -394,7 +401,7 @@ def _come(address: str, index: int, size: int, timeout: float, deadline: float) 
 def _hear(connection: socket.socket, seconds: float) -> Any:
     """A line of JSON from one who has just connected; None, if it says nothing of the kind."""
     end, said = time.monotonic() + seconds, b""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         while not said.endswith(b"\n") and len(said) < 2000:
             connection.settimeout(max(0.001, end - time.monotonic()))
             if not (byte := connection.recv(1)):  # what follows the line is for others
@@ -405,7 +412,7 @@ def _hear(connection: socket.socket, seconds: float) -> Any:
 
 
 @contextlib.contextmanager
-def _filtered_streams() -> Iterator[Callable[[int], None]]:
+def _filtered_streams() -> Iterator[Callable[[int], NoReturn]]:
     """Passes what C++ writes to standard output and error through a process of its own, which knows noise.
 
     When another process is gone, JAX aborts this one, with pages on standard error; of them, and of what else is
@@ -428,7 +435,7 @@ def _filtered_streams() -> Iterator[Callable[[int], None]]:
     options: dict[str, Any] = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
     sys.stdout, sys.stderr = (open(descriptor, "w", **options) for descriptor in kept)  # noqa: SIM115, PTH123
 
-    def drain(code: int) -> None:
+    def drain(code: int) -> NoReturn:
         for stream in (sys.stdout, sys.stderr, *streams):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
@@ -437,11 +444,7 @@ def _filtered_streams() -> Iterator[Callable[[int], None]]:
         os.waitpid(child, 0)
         os._exit(code)
 
-    try:
-        yield drain
-    except BaseException:
-        sys.stderr = streams[1]  # the one line goes where C++'s pages would
-        raise
+    yield drain
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.dup2(kept[0], 1)
