@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def in_threads(*functions):
+def in_threads(*functions) -> list[Any]:
     """What each function returns, or raises."""
-    results: list = [None] * len(functions)
+    results: list[Any] = [None] * len(functions)
 
     def call(index):
         try:
@@ -56,15 +57,19 @@ def test_processes_tell_each_other_in_their_order():
     for _ in range(100):
         gathered = in_threads(*(lambda team=team: team.gather(10 * team.index) for team in teams))
         assert gathered == [[0, 10, 20]] * 3
-    called = []
-    told = in_threads(*(lambda team=team: team.from_first(lambda: called.append(1) or "x") for team in teams))
-    assert (told, called) == (["x"] * 3, [1])
+    called = iter("xy")
+    assert in_threads(*(lambda team=team: team.from_first(called.__next__) for team in teams)) == ["x"] * 3
+    assert next(called) == "y"
     for team in teams:
         team.say_goodbye()
 
 
 def test_arrays_come_to_the_bit():
-    arrays = [np.array([-0.0, np.nan, 1e-45], np.float32), np.array(7, np.int32), np.zeros((0, 3), np.uint8)]
+    arrays: list[np.ndarray] = [
+        np.array([-0.0, np.nan, 1e-45], np.float32),
+        np.array(7, np.int32),
+        np.zeros((0, 3), np.uint8),
+    ]
     first, second = meet_all(2)
     _, got = in_threads(
         lambda: first.arrays_of_first(arrays),
@@ -76,7 +81,11 @@ def test_arrays_come_to_the_bit():
 
 def test_a_process_alone_asks_nobody():
     team = Team()
-    assert (team.gather(1), team.from_first(lambda: 2), team.arrays_of_first([3])) == ([1], 2, [3])
+    assert (team.gather(1), team.from_first(lambda: 2), team.arrays_of_first([np.ones(1)])) == (
+        [1],
+        2,
+        [np.ones(1)],
+    )
     team.require_equal({"a": "b"})
 
 
@@ -109,7 +118,7 @@ def test_a_difference_is_named_on_all():
 )
 def test_who_does_not_meet_is_told_in_time(processes, messages):
     address, start = free_address(), time.monotonic()
-    errors = in_threads(*(lambda who=who: meet(address, *who, timeout=1.0) for who in processes))
+    errors = in_threads(*(lambda who=who: meet(address, who[0], who[1], timeout=1.0) for who in processes))
     assert time.monotonic() - start < 3
     for error, message in zip(errors, messages, strict=True):
         with pytest.raises(UserError, match=message):
@@ -171,7 +180,7 @@ def test_a_place_that_is_none_is_refused(monkeypatch, place, message):
     for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "JAX_COORDINATOR_ADDRESS", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=message):
-        distributed._find(Place(*place, 1.0))
+        distributed._find(Place(place[0], place[1], place[2], 1.0))
 
 
 def test_slurm_says_the_place(monkeypatch):

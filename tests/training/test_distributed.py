@@ -171,7 +171,7 @@ def test_what_only_one_process_sees_all_say(start_several, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_restart_goes_on(start_several, tmp_path, victim):
-    flags = ("--config=configs/mlp.py", "--config.num_epochs=40", *SAMPLE)
+    flags = ("--config=configs/mlp.py", "--config.num_epochs=20", *SAMPLE)
     processes = start_several(2, *flags, *folders(tmp_path / "killed"))
     wait_for(tmp_path / "killed" / "w" / "checkpoints" / "20", processes)
     processes[victim].kill()
@@ -194,13 +194,13 @@ def test_a_killed_process_ends_the_others_and_the_restart_goes_on(start_several,
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_at_any_process_ends_all_with_one_checkpoint(start_several, tmp_path, asked):
-    flags = ("--config=configs/mlp.py", "--config.num_epochs=40", *SAMPLE)
+    flags = ("--config=configs/mlp.py", "--config.num_epochs=20", *SAMPLE)
     processes = start_several(2, *flags, *folders(tmp_path))
     wait_for(tmp_path / "w" / "checkpoints" / "20", processes)
     processes[asked].terminate()
     results = end(processes)
     assert [code for code, _ in results] == [130, 130], results
-    (step,) = map(int, re.findall(r"interrupted after step (\d+) of 400", results[0][1]))
+    (step,) = map(int, re.findall(r"interrupted after step (\d+) of 200", results[0][1]))
     assert max(int(path.name) for path in (tmp_path / "w" / "checkpoints").iterdir()) == step
     record, _ = (store.read(tmp_path / "w" / "record.json"), None)
     assert (record.status, record.num_steps) == ("interrupted", step)
@@ -208,8 +208,8 @@ def test_a_signal_at_any_process_ends_all_with_one_checkpoint(start_several, tmp
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(start_several, run_main, tmp_path):
-    flags = ("--config=configs/mlp.py", *SAMPLE, *folders(tmp_path), "--config.num_epochs=60")
-    steps = []
+    flags = ("--config=configs/mlp.py", *SAMPLE, *folders(tmp_path), "--config.num_epochs=40")
+    steps: list[int] = []
     for size in (2, 1, 4):
         if size == 2:
             processes = start_several(2, *flags)
