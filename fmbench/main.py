@@ -22,8 +22,9 @@ from pathlib import Path
 from ml_collections import config_dict
 
 from fmbench import config, entries
+from fmbench.distributed import meeting
 from fmbench.errors import UserError
-from fmbench.system import command_line, distributed
+from fmbench.system import command_line
 
 # What takes JAX is imported in the functions: help, and the answer to a mistake, should not wait for it.
 
@@ -96,7 +97,7 @@ def main() -> None:
         if arguments.resume_elsewhere:
             os.environ["FMBENCH_RESUME_ELSEWHERE"] = "1"
         if place := _meeting_place(arguments):
-            stack.enter_context(distributed.joined(place, lambda: _identity(run_config, arguments.seeds)))
+            stack.enter_context(meeting.joined(place, lambda: _identity(run_config, arguments.seeds)))
         from fmbench import api
 
         records = api.run(
@@ -105,9 +106,9 @@ def main() -> None:
     sys.exit(max({"completed": 0, "diverged": 3, "interrupted": 130}[record.status] for record in records))
 
 
-def _meeting_place(arguments: argparse.Namespace) -> distributed.Place | None:
+def _meeting_place(arguments: argparse.Namespace) -> meeting.Place | None:
     """Where the processes of a run meet; None for a run of one."""
-    place = distributed.Place(
+    place = meeting.Place(
         arguments.coordinator_address, arguments.num_processes, arguments.process_id, arguments.timeout
     )
     if arguments.distributed:

@@ -11,8 +11,7 @@ import pytest
 
 from fmbench import entries
 from fmbench.pages import leaderboard
-from fmbench.records import plausibility
-from fmbench.system import calibration
+from fmbench.records import calibration, plausibility
 
 REPOSITORY = Path(__file__).parents[1]
 

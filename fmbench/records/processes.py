@@ -128,12 +128,15 @@ class ProcessList:
         self._write()
 
     def fail(self, error: BaseException) -> None:
-        """Says that an error ended the present one, or forgets it if it was refused before it did anything."""
-        if isinstance(error, UserError) and self._present.first_step == self._present.last_step:
-            if self._earlier:
-                self._write(self._earlier)
-            else:
-                self._file.unlink()
+        """Says that an error ended the present one, or forgets it, if it was refused before it did anything.
+
+        A run that is interrupted before anything was trained leaves nothing, either.
+        """
+        did_nothing = self._present.first_step == self._present.last_step
+        if did_nothing and not self._earlier and isinstance(error, (UserError, KeyboardInterrupt)):
+            self._file.unlink()
+        elif did_nothing and self._earlier and isinstance(error, UserError):
+            self._write(self._earlier)
         else:
             self.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
 

@@ -5,12 +5,12 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from fmbench.system import distributed
 from fmbench.system import load as machine_load
 from fmbench.system.suspension import Watch
 
@@ -39,10 +39,12 @@ class Stopwatch:
 
     Args:
         watch: Whose clock, without the time asleep, the seconds are of.
+        gather: Waits for all processes of the run, and returns what each has given.
     """
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, gather: Callable[[Any], list[Any]] = lambda value: [value]) -> None:
         self._watch = watch
+        self._gather = gather
         self._asleep: dict[str, float] = {}  # at the end of the last lap of a name
         self.seconds: Counter[str] = Counter()
         self.core_seconds: Counter[str] = Counter()
@@ -53,15 +55,14 @@ class Stopwatch:
     def __call__(self, name: str) -> Iterator[Lap]:
         """Times a `with` block. Whoever starts device work in it waits for it in it."""
         lap = Lap()
-        team = distributed.team()
-        team.gather(None)
+        self._gather(None)
         load_before = machine_load.read()
         start, core_start = self._watch.awake(), time.process_time()
         lap.gap = start - self._ended.get(name, start)
         asleep_before = self._asleep.get(name, self._watch.asleep_seconds())
         try:
             yield lap
-            team.gather(None)
+            self._gather(None)
         finally:
             self._ended[name] = self._watch.awake()
             self._asleep[name] = self._watch.asleep_seconds()
@@ -70,11 +71,11 @@ class Stopwatch:
             lap.core_seconds = time.process_time() - core_start
             lap.load = machine_load.between(load_before, machine_load.read())
             self.add({name: lap.seconds}, {name: lap.core_seconds})
-        if team.size > 1:
-            others = team.gather([lap.core_seconds, lap.load])
-            own, lap.core_seconds = lap.core_seconds, sum(core_seconds for core_seconds, _ in others)
+        all_laps = self._gather([lap.core_seconds, lap.load])
+        if len(all_laps) > 1:
+            own, lap.core_seconds = lap.core_seconds, sum(core_seconds for core_seconds, _ in all_laps)
             self.add({}, {name: lap.core_seconds - own})
-            lap.load = machine_load.of_processes([machine_load.Load(*load) for _, load in others])
+            lap.load = machine_load.of_processes([machine_load.Load(*load) for _, load in all_laps])
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """All seconds so far, as `add` takes them."""
@@ -93,6 +94,6 @@ def seconds_since_process_start() -> float:
     """
     status = Path("/proc/self/stat")
     if status.exists():
-        ticks = int(status.read_text().rpartition(")")[2].split()[19])  # starttime, see proc(5)
+        ticks = int(status.read_text(encoding="utf-8").rpartition(")")[2].split()[19])  # starttime, see proc(5)
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return max(0.0, time.time() - psutil.Process().create_time())

@@ -14,8 +14,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
+from fmbench.distributed import team
 from fmbench.records.schema import Epoch
-from fmbench.system import distributed, files
+from fmbench.system import files
 
 SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -25,7 +26,7 @@ class Progress:
 
     def __init__(self, *, num_steps: int, first_step: int, batch_size: int):
         self.batch_size = batch_size
-        self.speaks = distributed.team().is_first
+        self.speaks = team.present().is_first
         self.bar = tqdm(
             total=num_steps,
             initial=first_step,

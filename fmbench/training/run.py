@@ -25,12 +25,13 @@ from ml_collections import config_dict
 
 from fmbench import config as config_lib
 from fmbench import layers
+from fmbench.distributed import team as teams
 from fmbench.errors import UserError
 from fmbench.models import exported
-from fmbench.records import machine, processes, store
+from fmbench.records import calibration, machine, processes, store
 from fmbench.records.processes import ProcessList
 from fmbench.records.schema import Calibration, RunRecord, Status
-from fmbench.system import calibration, distributed, files
+from fmbench.system import files
 from fmbench.system.interrupt import StopRequest, stop_on_signals
 from fmbench.system.sealed import DamageError
 from fmbench.system.timing import Stopwatch, seconds_since_process_start
@@ -82,7 +83,7 @@ def train_seeds(
     Each of several has its metrics, model and copy of the record in <directory>/seed<k>, and learns what it would
     learn alone, up to rounding. If the loss of one diverges, the others go on.
     """
-    team = distributed.team()
+    team = teams.present()
     if team.is_first:
         store.check_writable(results_dir)
     if len(seeds) > 1 and config.early_stopping_patience:
@@ -155,9 +156,9 @@ def _run(
 
     `identity` is what tells the run from others: its config.
     """
-    team = distributed.team()
+    team = teams.present()
     stop.is_heeded = False  # so far nothing is lost
-    stopwatch = Stopwatch(process_list.watch)
+    stopwatch = Stopwatch(process_list.watch, team.gather)
     is_first = next(_runs_of_process) == 0
     config = lanes[0].config  # but for the seed the others' too
     checkpoints = Checkpoints(directory / "checkpoints")
@@ -334,7 +335,7 @@ def _prepare(
         parallel.check_batch_size("batch_size", config.batch_size, mesh)
         parallel.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
         data = input_pipeline.load(config, mesh, [lane.config.seed for lane in lanes])
-        distributed.team().require_equal(data.sha256)
+        teams.present().require_equal(data.sha256)
         workdir.check_same_data(directory, data.sha256)
         steps_per_call = steps.choose_steps_per_call(config, data.whole_batches)
         tx, schedule = make_optimizer(config, data.steps_per_epoch)
@@ -361,7 +362,7 @@ def _restore(
 
     All randomness comes from the seed and the step: the state is all there is to go on from.
     """
-    team = distributed.team()
+    team = teams.present()
     restored = checkpoints.restore(parallel.local(state), misfit) if team.is_first else None
     progress = team.from_first(lambda: restored and restored[1])
     if not progress:
@@ -425,7 +426,7 @@ def _train_epoch(
             if display.is_due():
                 display.update(epoch * data.steps_per_epoch + done, epoch + 1, finished)
                 # Others, who look at other times, would go on.
-                is_alone = distributed.team().size == 1
+                is_alone = teams.present().size == 1
                 if is_alone and not np.isfinite(_by_seed(finished["loss"], data)[-1]).any():
                     break
     jax.block_until_ready(state)
@@ -439,7 +440,7 @@ def _train_epoch(
 
 def _is_asked_to_stop(stop: StopRequest) -> bool:
     """Whether any process of the run is; all ask at the same places, and so end at the same step."""
-    return any(distributed.team().gather(bool(stop.signum)))
+    return any(teams.present().gather(bool(stop.signum)))
 
 
 def _by_seed(metric: jax.Array | np.ndarray, data: input_pipeline.Data) -> np.ndarray:
