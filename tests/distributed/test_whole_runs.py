@@ -188,7 +188,7 @@ def test_a_killed_process_ends_the_others_and_the_restart_goes_on(start_several,
     assert [code for code, _ in results] == [0, 0], results
     assert [code for code, _ in end(start_several(2, *flags, *folders(tmp_path / "whole")))] == [0, 0]
     assert model(tmp_path / "killed") == model(tmp_path / "whole")
-    assert read(tmp_path / "killed")[0].processes[0].ended == "killed"
+    assert read(tmp_path / "killed")[0].processes[0].ended == ("killed", "failed")[victim]
 
 
 @pytest.mark.slow
