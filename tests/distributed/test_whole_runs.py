@@ -18,9 +18,8 @@ from fmbench.pages import leaderboard
 from fmbench.records import store
 
 SAMPLE = ("--config.data.source=sample", "--config.batch_size=48", "--config.eval_batch_size=120")
-# A mean over several devices, and a batch norm's, is rounded otherwise than one over the whole batch, and training
-# makes more of it: after 20 steps of mlp and cnn4 1e-6 to 2e-5 of the loss were seen, of vgg_like 1e-3.
-TOLERANCE = {"mlp": 1e-4, "cnn4": 1e-4, "vgg_like": 1e-2}
+# Of two devices the sum is the same in whatever order; of four, gloo and XLA add up in orders of their own.
+TOLERANCE = {"mlp": 1e-5, "cnn4": 3e-2}
 
 
 @pytest.fixture(scope="session")
@@ -91,12 +90,12 @@ def test_two_processes_train_as_one(start_several, run_main, tmp_path):
     assert [code for code, _ in results] == [0, 0], results
     assert results[1][1] == ""  # process 0 speaks for all
     assert "test accuracy" in results[0][1]
-    alone = run_main(*flags, *folders(tmp_path / "one"))
+    alone = run_main(*flags, *folders(tmp_path / "one"), devices=2)
     assert alone.returncode == 0, alone.stderr
-    (record, predictions), (expected, expected_predictions) = read(tmp_path / "two"), read(tmp_path / "one")
-    assert (predictions == expected_predictions).mean() > 0.99
-    for epoch, expected_epoch in zip(record.history, expected.history, strict=True):
-        assert epoch.train_loss == pytest.approx(expected_epoch.train_loss, rel=TOLERANCE["mlp"])
+    (record, _), (expected, _) = read(tmp_path / "two"), read(tmp_path / "one")
+    assert model(tmp_path / "two") == model(tmp_path / "one")
+    assert record.predictions_sha256 == expected.predictions_sha256
+    assert [epoch.train_loss for epoch in record.history] == [epoch.train_loss for epoch in expected.history]
     environment = record.environment
     assert (environment.num_processes, environment.num_devices, environment.num_hosts) == (2, 2, 1)
     assert expected.environment.num_hosts is None
@@ -127,7 +126,10 @@ def test_layouts_give_the_numbers_of_one_process(start_several, run_main, tmp_pa
         start_several(size, *flags, f"--config.parallel={mode}", *folders(tmp_path / "several"), devices=devices)
     )
     assert [code for code, _ in results] == [0] * size, results
-    assert run_main(*flags, *folders(tmp_path / "one")).returncode == 0
+    assert run_main(*flags, *folders(tmp_path / "one"), devices=size * devices).returncode == 0
+    if size * devices == 2:
+        assert model(tmp_path / "several") == model(tmp_path / "one")
+        return
     (record, predictions), (expected, expected_predictions) = read(tmp_path / "several"), read(tmp_path / "one")
     for epoch, expected_epoch in zip(record.history, expected.history, strict=True):
         assert epoch.train_loss == pytest.approx(expected_epoch.train_loss, rel=TOLERANCE[net])
