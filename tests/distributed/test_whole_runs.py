@@ -18,8 +18,6 @@ from fmbench.pages import leaderboard
 from fmbench.records import store
 
 SAMPLE = ("--config.data.source=sample", "--config.batch_size=48", "--config.eval_batch_size=120")
-# Of two devices the sum is the same in whatever order; of four, gloo and XLA add up in orders of their own.
-TOLERANCE = {"mlp": 1e-5, "cnn4": 3e-2}
 
 
 @pytest.fixture(scope="session")
@@ -120,21 +118,14 @@ def test_two_processes_train_as_one(start_several, run_main, tmp_path):
         ("vgg_like", 2, 1, "jit"),
     ],
 )
-def test_layouts_give_the_numbers_of_one_process(start_several, run_main, tmp_path, net, size, devices, mode):
+def test_layouts_give_the_bits_of_one_process(start_several, run_main, tmp_path, net, size, devices, mode):
     flags = (f"--config=configs/{net}.py", "--config.num_epochs=2", *SAMPLE)
     results = end(
         start_several(size, *flags, f"--config.parallel={mode}", *folders(tmp_path / "several"), devices=devices)
     )
     assert [code for code, _ in results] == [0] * size, results
     assert run_main(*flags, *folders(tmp_path / "one"), devices=size * devices).returncode == 0
-    if size * devices == 2:
-        assert model(tmp_path / "several") == model(tmp_path / "one")
-        return
-    (record, predictions), (expected, expected_predictions) = read(tmp_path / "several"), read(tmp_path / "one")
-    for epoch, expected_epoch in zip(record.history, expected.history, strict=True):
-        assert epoch.train_loss == pytest.approx(expected_epoch.train_loss, rel=TOLERANCE[net])
-    assert record.test_loss == pytest.approx(expected.test_loss, rel=TOLERANCE[net])
-    assert (predictions == expected_predictions).mean() > 0.98
+    assert model(tmp_path / "several") == model(tmp_path / "one")
 
 
 @pytest.mark.parametrize(
@@ -160,6 +151,7 @@ def test_what_cannot_be_is_said_once_by_each_and_leaves_nothing(start_several, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_only_one_process_sees_all_say(start_several, tmp_path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "mine.txt").write_text("not a run's")
@@ -204,7 +196,7 @@ def test_a_signal_at_any_process_ends_all_with_one_checkpoint(start_several, tmp
     assert [code for code, _ in results] == [130, 130], results
     (step,) = map(int, re.findall(r"interrupted after step (\d+) of 200", results[0][1]))
     assert max(int(path.name) for path in (tmp_path / "w" / "checkpoints").iterdir()) == step
-    record, _ = (store.read(tmp_path / "w" / "record.json"), None)
+    record = store.read(tmp_path / "w" / "record.json")
     assert (record.status, record.num_steps) == ("interrupted", step)
 
 
