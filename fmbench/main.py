@@ -12,6 +12,7 @@ Stopped by Ctrl-C or SIGTERM, a run saves a checkpoint; the same command goes on
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from ml_collections import config_dict
 
 from fmbench import config, entries
+from fmbench.distributed import meeting
 from fmbench.errors import UserError
 from fmbench.system import command_line
 
@@ -67,7 +69,19 @@ def main() -> None:
         metavar="A,B",
         help="train these seeds at once, in one program (accelerators)",
     )
-    with command_line.plain_errors("main"):
+    group = parser.add_argument_group("one training over several processes, of which this is one")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the others; where the cluster does not say it (SLURM, Open MPI, Kubernetes, Cloud TPUs), with:",
+    )
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num_processes", type=int, metavar="N", help="of the run")
+    group.add_argument("--process_id", type=int, metavar="I", help="of this one, from 0 to N - 1")
+    group.add_argument(
+        "--timeout", type=float, default=60.0, metavar="SECONDS", help="to wait for the others (default: 60)"
+    )
+    with command_line.plain_errors("main"), contextlib.ExitStack() as stack:
         arguments, words = parser.parse_known_args()
         overrides, stray = entries.split(words)
         if stray:
@@ -82,12 +96,39 @@ def main() -> None:
             os.environ["FMBENCH_MACHINE"] = arguments.machine
         if arguments.resume_elsewhere:
             os.environ["FMBENCH_RESUME_ELSEWHERE"] = "1"
+        if place := _meeting_place(arguments):
+            stack.enter_context(meeting.joined(place, lambda: _identity(run_config, arguments.seeds)))
         from fmbench import api
 
         records = api.run(
             run_config, arguments.workdir, arguments.results_dir, seeds=arguments.seeds, force=arguments.force
         )
     sys.exit(max({"completed": 0, "diverged": 3, "interrupted": 130}[record.status] for record in records))
+
+
+def _meeting_place(arguments: argparse.Namespace) -> meeting.Place | None:
+    """Where the processes of a run meet; None for a run of one."""
+    place = meeting.Place(
+        arguments.coordinator_address, arguments.num_processes, arguments.process_id, arguments.timeout
+    )
+    if arguments.distributed:
+        if not 1 <= place.timeout <= 86400:
+            raise UserError(f"--timeout={place.timeout:g} must be from 1 to 86400 seconds.")
+        return place
+    if given := [name for name, value in place._asdict().items() if name != "timeout" and value is not None]:
+        raise UserError(
+            f"--{given[0].replace('address', 'coordinator_address')} means nothing without --distributed."
+        )
+    return None
+
+
+def _identity(run_config: config_dict.ConfigDict, seeds: tuple[int, ...]) -> dict[str, str]:
+    """What processes that train together must share."""
+    from fmbench.records import machine
+
+    fields = config.flatten(config.to_json(run_config))
+    shared = {f"config.{key}": str(value) for key, value in fields.items() if key not in ("data.dir", "entry")}
+    return shared | {"--seeds": str(seeds)} | machine.software()
 
 
 def _seeds(text: str) -> tuple[int, ...]:

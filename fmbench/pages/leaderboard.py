@@ -55,6 +55,8 @@ class Condition(NamedTuple):
     num_devices: int
     dtype: str
     trained_with: int = 0  # other seeds in the same program
+    num_processes: int = 1
+    num_hosts: int = 1
 
     @property
     def title(self) -> str:
@@ -64,7 +66,9 @@ class Condition(NamedTuple):
         elif proof.is_unproven(self.data_version):
             data = f"other data, {self.data_version}"
         together = f", {self.trained_with + 1} seeds at once" if self.trained_with else ""
-        return f"{self.num_devices} x {self.device}, {self.dtype}, {data}{together}"
+        processes = f" in {self.num_processes} processes" if self.num_processes > 1 else ""
+        processes += f" on {self.num_hosts} machines" if self.num_hosts > 1 else ""
+        return f"{self.num_devices} x {self.device}{processes}, {self.dtype}, {data}{together}"
 
 
 class Row(NamedTuple):
@@ -174,7 +178,15 @@ def condition_of(record: RunRecord) -> Condition:
     limits = {a.power_limit_watts for a in environment.accelerators or () if a.power_limit_watts}
     if limits:  # a GPU that is held to fewer watts is a slower one
         device += f" ({', '.join(f'{limit:.0f} W' for limit in sorted(limits))})"
-    return Condition(record.data_version, device, environment.num_devices, record.dtype, record.trained_with)
+    return Condition(
+        record.data_version,
+        device,
+        environment.num_devices,
+        record.dtype,
+        record.trained_with,
+        environment.num_processes,
+        environment.num_hosts or 1,
+    )
 
 
 def entries_by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list[dict[Path, RunRecord]]]:

@@ -41,6 +41,7 @@ ARITHMETIC_SETTINGS = (  # which change bits and speed, as the number of threads
     *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
     *("JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "NVIDIA_TF32_OVERRIDE", "LIBTPU_INIT_ARGS"),
 )
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 MACHINE = "FMBENCH_MACHINE"
 PACKAGE = REPOSITORY / "fmbench"
 GIT_REDIRECTIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
@@ -55,7 +56,7 @@ def environment(*, ask_driver: bool = True) -> Environment:
             the end of a run, when the clocks are those under load; it takes tenths of a second.
     """
     device, *_ = runtime.find_devices()
-    packages = ["jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets"]
+    packages = list(PACKAGES)
     if layers.convolves_in_onednn():
         packages.append(onednn.PACKAGE)
     versions = {package: importlib.metadata.version(package) for package in packages}
@@ -94,6 +95,14 @@ def environment(*, ask_driver: bool = True) -> Environment:
         git_unknown=git.unknown,
         code_sha256=code_sha256(),
     )
+
+
+def software() -> dict[str, str]:
+    """What is known of the code before JAX has devices: versions of libraries, and the hash of fmbench."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions[onednn.PACKAGE] = importlib.metadata.version(onednn.PACKAGE)
+    return versions | {"python": platform.python_version(), "fmbench's code": code_sha256()}
 
 
 def machine_name() -> str | None:

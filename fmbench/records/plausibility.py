@@ -165,9 +165,8 @@ def _mark_of_speed(record: RunRecord) -> list[str]:
     per_image = max(record.flops_per_image, 4 * record.num_trainable_params)
     flops = per_image * record.num_steps * record.batch_size * (record.trained_with + 1)
     if environment.device_platform == "cpu":
-        seconds = record.train_seconds * environment.cpu_cores
-        if environment.num_processes == 1:
-            seconds = min(seconds, record.train_core_seconds)
+        seconds = record.train_seconds * environment.cpu_cores * environment.num_processes
+        seconds = min(seconds, record.train_core_seconds)
         peak, of_what = PEAK_CORE_FLOPS.get(record.dtype, max(PEAK_CORE_FLOPS.values())), "core"
     else:
         seconds = record.train_seconds * environment.num_devices

@@ -54,7 +54,8 @@ class Environment(Strict):
     device_platform: str  # cpu, gpu, tpu
     device_kind: str  # processor or accelerator model, all of them if they differ
     num_devices: Count
-    num_processes: Count
+    num_processes: Count  # that train together; the rest of the machine is process 0's
+    num_hosts: Count | None = None  # machines that they run on, if they are several
     cpu: str  # the processor as its maker calls it
     cpu_cores: Count  # that the process may run on
     # The rest of the machine; None, where nobody tells and in records from before it was asked.
@@ -357,7 +358,7 @@ def what_differs(runs: Sequence[RunRecord]) -> str:
 
 
 def record_name(entry: str, environment: Environment, dtype: str, seed: int) -> str:
-    """<entry>-<device>-<dtype>-seed<k>, with the number of devices if there are several.
+    """<entry>-<device>-<dtype>-seed<k>, with the numbers of devices and of processes if there are several.
 
     CPUs are told apart by machine: 'mlp-cpu-amd-epyc-2c-0d2f-float32-seed0'.
     """
@@ -372,7 +373,8 @@ def workdir_name(entry: str, environment: Environment, dtype: str, seed: int) ->
 
 def _device(environment: Environment, name: str = "") -> str:
     device = "cpu" if environment.device_platform == "cpu" else _slug(environment.device_kind)
-    return f"{device}{name}" + (f"-x{environment.num_devices}" if environment.num_devices > 1 else "")
+    devices = f"-x{environment.num_devices}" if environment.num_devices > 1 else ""
+    return f"{device}{name}{devices}" + (f"-p{environment.num_processes}" if environment.num_processes > 1 else "")
 
 
 def _slug(text: str) -> str:

@@ -41,8 +41,7 @@ class Answer:
         """Ignores them from now on: all is written, and what Python tears down would end in a traceback."""
         self.expected = False
         if self.listens:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            ignore()
 
     def _answer(self, signum: int, frame: FrameType | None) -> None:
         if not self.expected or _imports(frame):
@@ -83,6 +82,12 @@ def _end(signum: int) -> NoReturn:
     with contextlib.suppress(OSError):
         os.write(2, f"fmbench: {WORDS[signal.Signals(signum)]}.\n".encode())
     os._exit(128 + signum)
+
+
+def ignore() -> None:
+    """Ignores both signals in this process from now on."""
+    for signum in WORDS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import os
 import resource
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,3 +58,13 @@ def between(start: Reading, end: Reading) -> Load:
         difference("stolen_core_seconds"),
         end.involuntary_switches - start.involuntary_switches,
     )
+
+
+def of_processes(loads: Sequence[Load]) -> Load:
+    """Of processes of one run: the most that any of them found, and the sum of their switches."""
+
+    def most(values: Iterable[float | None]) -> float | None:
+        return max((value for value in values if value is not None), default=None)
+
+    averages, others, stolen, switches = zip(*loads, strict=True)
+    return Load(most(averages), most(others), most(stolen), sum(switches))

@@ -5,8 +5,9 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -32,12 +33,18 @@ class Stopwatch:
     take a share of caches, of memory bandwidth, of a core's clock and of its second thread, and threads that wait
     for one without a core spin meanwhile. So the load is noted with every lap.
 
+    Of several processes all time the same blocks, from when the last one begins to when the last one ends. Core-
+    seconds are the sum over them, and so are switches; of what a machine does else the largest is taken, in which
+    processes on the same machine count each other.
+
     Args:
         watch: Whose clock, without the time asleep, the seconds are of.
+        gather: Waits for all processes of the run, and returns what each has given.
     """
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, gather: Callable[[Any], list[Any]] = lambda value: [value]) -> None:
         self._watch = watch
+        self._gather = gather
         self._asleep: dict[str, float] = {}  # at the end of the last lap of a name
         self.seconds: Counter[str] = Counter()
         self.core_seconds: Counter[str] = Counter()
@@ -48,20 +55,27 @@ class Stopwatch:
     def __call__(self, name: str) -> Iterator[Lap]:
         """Times a `with` block. Whoever starts device work in it waits for it in it."""
         lap = Lap()
+        self._gather(None)
         load_before = machine_load.read()
         start, core_start = self._watch.awake(), time.process_time()
         lap.gap = start - self._ended.get(name, start)
         asleep_before = self._asleep.get(name, self._watch.asleep_seconds())
         try:
             yield lap
+            self._gather(None)
         finally:
             self._ended[name] = self._watch.awake()
             self._asleep[name] = self._watch.asleep_seconds()
             lap.asleep = self._asleep[name] - asleep_before
             lap.seconds = self._ended[name] - start
             lap.core_seconds = time.process_time() - core_start
-            self.add({name: lap.seconds}, {name: lap.core_seconds})
             lap.load = machine_load.between(load_before, machine_load.read())
+            self.add({name: lap.seconds}, {name: lap.core_seconds})
+        all_laps = self._gather([lap.core_seconds, lap.load])
+        if len(all_laps) > 1:
+            own, lap.core_seconds = lap.core_seconds, sum(core_seconds for core_seconds, _ in all_laps)
+            self.add({}, {name: lap.core_seconds - own})
+            lap.load = machine_load.of_processes([machine_load.Load(*load) for _, load in all_laps])
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """All seconds so far, as `add` takes them."""

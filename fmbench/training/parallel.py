@@ -21,8 +21,26 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of every leaf on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """A copy of every leaf on every device; of several processes all have the same tree."""
+    return place(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """The leaves, whole in each process, as arrays over the devices of all."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def place_leaf(leaf: Any) -> jax.Array:
+        array = np.asarray(leaf)
+        array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place_leaf, tree)
+
+
+def local(tree: Any) -> Any:
+    """Replicated arrays as this process can use them alone: where others have devices too, its own first copy."""
+    return jax.tree.map(lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree)
 
 
 def check_batch_size(field: str, batch_size: int, mesh: Mesh) -> None:
@@ -105,7 +123,7 @@ def compile_step(
         transformed = jax.jit(map_over(mesh, step), donate_argnums=(0,) if donate_first else ())
     else:
         # pmap wants something to map over: the devices' numbers, which nobody reads.
-        numbers = jax.device_put(np.arange(mesh.size), NamedSharding(mesh, PartitionSpec(AXIS)))
+        numbers = place(np.arange(mesh.size), NamedSharding(mesh, PartitionSpec(AXIS)))
         arguments = (numbers, *arguments)
         transformed = jax.pmap(
             lambda _, *arguments: step(*arguments),

@@ -130,6 +130,7 @@ def make_record(
     evaluations: Mapping[str, Evaluation],
     stopwatch: Stopwatch,
     processes: ProcessList,
+    num_hosts: int | None = None,
     **measured: Any,
 ) -> RunRecord:
     """The record of a run that has ended.
@@ -143,6 +144,7 @@ def make_record(
         evaluations: Of the last state, by split; none, if the run was not completed.
         stopwatch: Its times.
         processes: That made it.
+        num_hosts: Machines of processes that trained together.
         measured: Further fields of the record, as they are.
     """
     history = [Epoch(**epoch) for epoch in diary.history]
@@ -166,10 +168,9 @@ def make_record(
         **_times(stopwatch),
         **_speed(config.batch_size, history),
         time_to_target=time_to_target(history, data.watched),
-        peak_memory_bytes=machine.peak_memory_bytes(),
         history=history,
         stages=[StageResult(**stage) for stage in diary.stages],
-        environment=processes.environment(),
+        environment=processes.environment().model_copy(update={"num_hosts": num_hosts}),
         processes=processes.all,
         **measured,
     )

@@ -14,6 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
+from fmbench.distributed import team
 from fmbench.records.schema import Epoch
 from fmbench.system import files
 
@@ -21,16 +22,17 @@ SECONDS_BETWEEN_UPDATES = 0.5
 
 
 class Progress:
-    """Loss, accuracy, images per second and time left, on standard error."""
+    """Loss, accuracy, images per second and time left, on standard error: of several processes by the first."""
 
     def __init__(self, *, num_steps: int, first_step: int, batch_size: int):
         self.batch_size = batch_size
+        self.speaks = team.present().is_first
         self.bar = tqdm(
             total=num_steps,
             initial=first_step,
             unit="step",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (self.speaks and sys.stderr.isatty()),
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         )
         self.last_update, self.last_step = time.perf_counter(), first_step
@@ -54,8 +56,9 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Prints a line without disturbing the bar."""
-        tqdm.write(text, file=sys.stderr)
-        sys.stderr.flush()
+        if self.speaks:
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
 
     def close(self) -> None:
         self.bar.close()

@@ -1,11 +1,18 @@
-"""A whole run, top to bottom: set up, compile, restore, train, evaluate, export, record."""
+"""A whole run, top to bottom: set up, compile, restore, train, evaluate, export, record.
 
+Where several processes train together, each goes through all of it, and has all of the state on its devices. What
+lasts is process 0's: the work directory, checkpoints, the record; another one's folder goes when it ends.
+"""
+
+import contextlib
 import dataclasses
 import functools
 import itertools
 import math
+import socket
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from fmbench import config as config_lib
 from fmbench import layers
+from fmbench.distributed import team as teams
 from fmbench.errors import UserError
 from fmbench.models import exported
 from fmbench.records import calibration, machine, processes, store
@@ -74,26 +83,40 @@ def train_seeds(
     Each of several has its metrics, model and copy of the record in <directory>/seed<k>, and learns what it would
     learn alone, up to rounding. If the loss of one diverges, the others go on.
     """
-    store.check_writable(results_dir)
+    team = teams.present()
+    if team.is_first:
+        store.check_writable(results_dir)
     if len(seeds) > 1 and config.early_stopping_patience:
         raise UserError("config.early_stopping_patience stops seeds at different epochs; train them one by one.")
-    lanes = [
-        Lane(config.copy_and_resolve_references(), directory / f"seed{seed}" if len(seeds) > 1 else directory)
-        for seed in seeds
-    ]
-    for lane, seed in zip(lanes, seeds, strict=True):
-        with lane.config.unlocked():
-            lane.config.seed = seed
-    identity = config_lib.to_json(lanes[0].config) | ({"seeds": list(seeds)} if len(seeds) > 1 else {})
-    with files.one_line(directory), workdir.claim(directory, identity, force=force), stop_on_signals() as stop:
-        if all(workdir.is_finished(lane.directory) for lane in lanes) and _are_exported(lanes):
-            for lane in lanes:
-                mend_metrics(lane.directory, store.read(lane.directory / "record.json").history)
-            print(f"{_name(lanes)}: already finished in {directory}; --force trains it anew.")
+    with contextlib.ExitStack() as stack:
+        if not team.is_first:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fmbench-")))
+        lanes = [
+            Lane(config.copy_and_resolve_references(), directory / f"seed{seed}" if len(seeds) > 1 else directory)
+            for seed in seeds
+        ]
+        for lane, seed in zip(lanes, seeds, strict=True):
+            with lane.config.unlocked():
+                lane.config.seed = seed
+        identity = config_lib.to_json(lanes[0].config) | ({"seeds": list(seeds)} if len(seeds) > 1 else {})
+        stack.enter_context(files.one_line(directory))
+        stack.enter_context(workdir.claim(directory, identity, force=force))
+        stop = stack.enter_context(stop_on_signals())
+        if team.from_first(lambda: _is_all_done(lanes)):
+            if team.is_first:
+                for lane in lanes:
+                    mend_metrics(lane.directory, store.read(lane.directory / "record.json").history)
+                print(f"{_name(lanes)}: already finished in {directory}; --force trains it anew.")
         else:
             with processes.listed(directory, lanes[0].config) as process_list:
                 _run(lanes, directory, identity, stop, stop_after, process_list)
-        return [store.publish(lane.directory / "record", results_dir, data_dir=config.data.dir) for lane in lanes]
+
+        def publish() -> list[str]:
+            stems = [lane.directory / "record" for lane in lanes]
+            records = [store.publish(stem, results_dir, data_dir=config.data.dir) for stem in stems]
+            return [record.model_dump_json() for record in records]
+
+        return [RunRecord.model_validate_json(text) for text in team.from_first(publish)]
 
 
 @dataclasses.dataclass
@@ -104,6 +127,10 @@ class Lane:
     directory: Path
     diary: Diary = dataclasses.field(default_factory=Diary)
     evaluations: dict[str, Evaluation] = dataclasses.field(default_factory=dict)  # of the present state, by split
+
+
+def _is_all_done(lanes: list[Lane]) -> bool:
+    return all(workdir.is_finished(lane.directory) for lane in lanes) and _are_exported(lanes)
 
 
 def _are_exported(lanes: list[Lane]) -> bool:
@@ -129,8 +156,9 @@ def _run(
 
     `identity` is what tells the run from others: its config.
     """
+    team = teams.present()
     stop.is_heeded = False  # so far nothing is lost
-    stopwatch = Stopwatch(process_list.watch)
+    stopwatch = Stopwatch(process_list.watch, team.gather)
     is_first = next(_runs_of_process) == 0
     config = lanes[0].config  # but for the seed the others' too
     checkpoints = Checkpoints(directory / "checkpoints")
@@ -186,9 +214,10 @@ def _run(
                 "diaries": [lane.diary.to_json() for lane in lanes],
                 **stopwatch.to_json(),
             }
-            checkpoints.save(step, state, progress)
+            if team.is_first:
+                checkpoints.save(step, parallel.local(state), progress)
             process_list.save()
-        is_last = bool(stop.signum) or step == stop_after * plan.data.steps_per_epoch
+        is_last = _is_asked_to_stop(stop) or step == stop_after * plan.data.steps_per_epoch
         is_interrupted = is_last and step < plan.num_steps
         if is_interrupted:
             break
@@ -199,7 +228,10 @@ def _run(
     # Evaluate the last state, as far as that has not been done, export the models, and write the records.
     if not is_interrupted and not all(lane.diary.diverged for lane in lanes):
         _evaluate(plan, state, lanes, plan.data.eval_batches.keys() - lanes[0].evaluations, stopwatch)
-    flops_per_image = plan.count_flops() / config.batch_size / len(lanes)
+    memory = max(team.gather(machine.peak_memory_bytes()))
+    num_hosts = len(set(team.gather(socket.gethostname())))
+    state = parallel.local(state)
+    flops_per_image = plan.count_flops() / config.batch_size / len(lanes) if team.is_first else 0.0
     records = {}  # by directory
     for index, lane in enumerate(lanes):
         status: Status = "interrupted" if is_interrupted else "completed"
@@ -209,12 +241,15 @@ def _run(
         if status == "completed":
             with stopwatch("checkpoint"):
                 description = _describe_model(lane.config, plan.data, lane.evaluations["test"])
-                exported.export_model(lane.directory / "model", *own_state.evaluated, description)
+                if team.is_first:
+                    exported.export_model(lane.directory / "model", *own_state.evaluated, description)
             if workdir.is_of(lane.directory, lane.evaluations["test"].predictions):
                 display.line(f"{lane.directory}: exported anew; its record stays as it is")
                 continue
         else:
             lane.evaluations = {}
+        if not team.is_first:
+            continue
         process_list.end(status)
         wall_seconds = process_list.wall_seconds
         record = make_record(
@@ -226,6 +261,8 @@ def _run(
             lane.evaluations,
             stopwatch,
             process_list,
+            num_hosts if team.size > 1 else None,
+            peak_memory_bytes=memory,
             trained_with=len(lanes) - 1,
             steps_per_call=plan.steps_per_call,
             flops_per_image=flops_per_image,
@@ -298,12 +335,13 @@ def _prepare(
         parallel.check_batch_size("batch_size", config.batch_size, mesh)
         parallel.check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
         data = input_pipeline.load(config, mesh, [lane.config.seed for lane in lanes])
+        teams.present().require_equal(data.sha256)
         workdir.check_same_data(directory, data.sha256)
         steps_per_call = steps.choose_steps_per_call(config, data.whole_batches)
         tx, schedule = make_optimizer(config, data.steps_per_epoch)
         graphdef, state = steps.init_state(config, tx, mesh, data.seed, len(data.train_rows["label"]))
         misfit = functools.partial(workdir.misfit, config=identity, sha256=data.sha256)
-        state = _restore(checkpoints, state, misfit, lanes, stopwatch, process_list)
+        state = _restore(checkpoints, state, mesh, misfit, lanes, stopwatch, process_list)
     with stopwatch("compile"):
         programs = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
         data.compile_orders(selection.losses_of_epoch(state.losses, is_new=True))
@@ -314,6 +352,7 @@ def _prepare(
 def _restore(
     checkpoints: Checkpoints,
     state: TrainState,
+    mesh: Mesh,
     misfit: Callable[[dict[str, Any]], str],
     lanes: list[Lane],
     stopwatch: Stopwatch,
@@ -323,12 +362,20 @@ def _restore(
 
     All randomness comes from the seed and the step: the state is all there is to go on from.
     """
-    restored = checkpoints.restore(state, misfit)
-    if not restored:
+    team = teams.present()
+    restored = checkpoints.restore(parallel.local(state), misfit) if team.is_first else None
+    progress = team.from_first(lambda: restored and restored[1])
+    if not progress:
         process_list.resume(0, [])
         return state
-    state, progress = restored
-    process_list.resume(int(state.step.max()), progress["processes"])
+    if team.size == 1 and restored:
+        state = restored[0]
+    else:
+        leaves, structure = jax.tree.flatten(restored[0] if restored else parallel.local(state))
+        state = parallel.replicate(
+            jax.tree.unflatten(structure, team.arrays_of_first(jax.device_get(leaves))), mesh
+        )
+    process_list.resume(int(state.step.max()), progress["processes"] if team.is_first else [])
     stopwatch.add(progress["seconds"], progress["core_seconds"])
     for lane, diary in zip(lanes, progress["diaries"], strict=True):
         lane.diary = Diary(**diary)
@@ -364,7 +411,7 @@ def _train_epoch(
     order = data.epoch_order(epoch, selection.losses_of_epoch(state.losses, is_new=done == 0))
     longest = max(programs)
     outputs: list[dict[str, jax.Array]] = []
-    while done < data.steps_per_epoch and not stop.signum:
+    while done < data.steps_per_epoch and not _is_asked_to_stop(stop):
         whole = data.whole_batches - done
         length = longest if longest <= whole else min(1, whole)
         state, metrics = programs[length].run(state, data.train_rows, order, data.seed)
@@ -378,7 +425,9 @@ def _train_epoch(
             finished["loss"].block_until_ready()
             if display.is_due():
                 display.update(epoch * data.steps_per_epoch + done, epoch + 1, finished)
-                if not np.isfinite(_by_seed(finished["loss"], data)[-1]).any():
+                # Others, who look at other times, would go on.
+                is_alone = teams.present().size == 1
+                if is_alone and not np.isfinite(_by_seed(finished["loss"], data)[-1]).any():
                     break
     jax.block_until_ready(state)
     fetched = jax.device_get(outputs)
@@ -387,6 +436,11 @@ def _train_epoch(
         name: np.concatenate([nothing, *(_by_seed(output[name], data) for output in fetched)])
         for name in ("loss", "accuracy")
     }
+
+
+def _is_asked_to_stop(stop: StopRequest) -> bool:
+    """Whether any process of the run is; all ask at the same places, and so end at the same step."""
+    return any(teams.present().gather(bool(stop.signum)))
 
 
 def _by_seed(metric: jax.Array | np.ndarray, data: input_pipeline.Data) -> np.ndarray:
