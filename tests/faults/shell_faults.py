@@ -114,7 +114,6 @@ def environment(scene: Scene, case: str) -> Verdict:
 
 PLACES = {  # what is spelt, and where that is; None: nowhere
     "~/x": "home/x",
-    "$HOME/x": None,
     "file:///tmp/x": None,
     "s3://bucket/x": None,
     "gs://bucket/x": None,

@@ -6,7 +6,7 @@
     python tests/faults/soak.py --only=export --workers=1
 
 Faults are really caused, to commands as users type them, in processes of their own. Exit codes: 0 all survived,
-1 something did not.
+1 something did not, or the soak itself failed.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,20 +69,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.write and (arguments.only or arguments.tenth):
         parser.error("--write writes the page of all faults; drop --only and --tenth")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background and its children ignore it
     with tempfile.TemporaryDirectory(prefix="fmbench-faults-") as scratch:
         Path(scratch).chmod(0o755)  # some faults are another user's
-        outcomes = soak(arguments, Path(scratch))
+        outcomes, num_errors = soak(arguments, Path(scratch))
     print("\n".join(page.table(outcomes)))
-    if arguments.write:
+    if arguments.write and not num_errors:
         page.write(outcomes)
     bad = [outcome for outcome in outcomes if outcome.get("outcome", "survived") != "survived"]
     for outcome in bad:
         print(f"{outcome['outcome']}: {outcome['kind']}, {outcome['case']}: {outcome['detail']}")
-    sys.exit(1 if bad else 0)
+    if num_errors:
+        print(f"The soak itself failed at {num_errors} faults, which are not in the table.")
+    sys.exit(1 if bad or num_errors else 0)
 
 
-def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
-    """Tries what is not in the journal yet; returns the journal."""
+def soak(arguments: argparse.Namespace, scratch: Path) -> tuple[list[dict[str, Any]], int]:
+    """Tries what is not in the journal yet; returns the journal, and how often the soak itself failed."""
     journal = (
         arguments.journal or files.cache_directory() / "faults" / f"{_commit()}{'-tenth' * arguments.tenth}.jsonl"
     )
@@ -106,7 +110,7 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     random.Random(0).shuffle(
         left
     )  # so that both workers have slow and fast ones, and the clock tells how many are left
-    began = time.monotonic()
+    began, num_errors = time.monotonic(), 0
     context = multiprocessing.get_context("spawn")
     with context.Pool(arguments.workers, functools.partial(_begin, scratch, references)) as pool:
         for number, outcome in enumerate(pool.imap_unordered(_attempt, left), 1):
@@ -115,6 +119,7 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
                     f"The soak itself failed at {outcome['kind']}, {outcome['case']}: {outcome['detail']}",
                     flush=True,
                 )
+                num_errors += 1
                 continue
             _append(journal, outcome)
             if outcome["outcome"] != "survived" or number % 50 == 0 or number == len(left):
@@ -125,7 +130,7 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     return [
         outcomes[0],
         *(outcome for outcome in page.read(journal)[1:] if (outcome["kind"], outcome["case"]) in faults),
-    ]
+    ], num_errors
 
 
 def tenth(faults: list[tuple[str, str]], date: str) -> list[tuple[str, str]]:
