@@ -12,6 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
+from logging import getLogger
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -178,8 +179,9 @@ def _quiet() -> Iterator[None]:
     sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
     try:
         yield
-    except Exception:
+    except BaseException:
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        getLogger("asyncio").disabled = True  # of tasks that nobody waits for any more
         raise
     logging.set_verbosity(verbosity)
     sys.excepthook, sys.unraisablehook = hooks

@@ -94,7 +94,7 @@ def of_a_command(scene: Scene, case: str) -> Verdict:
 def ended_politely(result) -> Verdict:
     if wrong := trouble(result, 0, 130):
         return wrong
-    lines = [line for line in result.err.splitlines() if line.startswith(("fmbench.", "fmbench:"))]
+    lines = [line for line in result.err.splitlines() if "interrupted" in line]
     if result.code == 130 and len(lines) != 1:
         return Verdict("traceback", f"exit code 130 and {len(lines)} lines: {result.last_line}")
     return Verdict("survived", result.last_line)
