@@ -683,7 +683,7 @@ def test_where_there_is_no_room_for_the_cache_one_line_says_so(tmp_path):
         "with command_line.plain_errors('x'): fashion_mnist._load_cached('sample', Path(sys.argv[1]))\n"
     )
     environment = os.environ | {"FMBENCH_CACHE": str(tmp_path)}
-    command = [sys.executable, "-c", program, SAMPLE]
+    command = [sys.executable, "-c", program, str(SAMPLE)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     said = done.stderr.splitlines()[-1]
