@@ -165,7 +165,7 @@ def _digest(tree: Any) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Orbax and what it leaves behind from printing what it raises, too: for good after an error."""
-    verbosity, hooks = logging.get_verbosity(), (sys.excepthook, sys.unraisablehook)
+    verbosity, hooks, loops = logging.get_verbosity(), (sys.excepthook, sys.unraisablehook), getLogger("asyncio")
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if threading.current_thread() is threading.main_thread() or not _is_of_asyncio(trace):
@@ -176,15 +176,15 @@ def _quiet() -> Iterator[None]:
             hooks[1](unraisable)
 
     logging.set_verbosity(logging.FATAL)
-    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
+    sys.excepthook, sys.unraisablehook, loops.disabled = excepthook, unraisablehook, True
     try:
         yield
     except BaseException:
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        getLogger("asyncio").disabled = True  # of tasks that nobody waits for any more
         raise
     logging.set_verbosity(verbosity)
     sys.excepthook, sys.unraisablehook = hooks
+    loops.disabled = False
 
 
 def _is_of_asyncio(trace: TracebackType | None) -> bool:

@@ -227,6 +227,24 @@ def test_where_there_is_no_room_the_older_ones_stay(copied, limit, said):
     assert restored_step(copied) == 4
 
 
+def test_an_interrupted_load_says_nothing_of_its_event_loop(tmp_path):
+    """A task that ends with another error while the loop is closed, and one that nobody waits for any more."""
+    program = (
+        "import asyncio, sys; from pathlib import Path; from fmbench.system import sealed\n"
+        "async def fails():\n"
+        "    try: await asyncio.sleep(9)\n"
+        "    finally: raise ValueError('closed')\n"
+        "async def load():\n"
+        "    tasks.append(asyncio.create_task(fails())); await asyncio.sleep(0); raise KeyboardInterrupt\n"
+        "tasks = []\n"
+        "sealed.ocp.load = lambda *_: asyncio.run(load())\n"
+        "try: sealed.load_arrays(Path('x'), {}, '')\n"
+        "except KeyboardInterrupt: tasks.clear(); print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "", 0)
+
+
 def test_all_is_on_disk_before_the_name_and_before_the_older_one_goes(saved, tmp_path, monkeypatch):
     """First every file and folder, then the new name, then the folder with it; only then the older one goes."""
     directory = Path(shutil.copytree(saved, tmp_path / "checkpoints"))
