@@ -59,6 +59,11 @@ def in_training(signum: int, again: bool = False):
     return attempt
 
 
+def copied_results(scene: Scene) -> Path:
+    scene.copy(scene.references.finished)
+    return scene.folder / "results"
+
+
 COMMANDS = {
     "evaluate": lambda scene: ["--model", scene.references.convolutions / "work"],
     "predict": lambda scene: [
@@ -71,7 +76,7 @@ COMMANDS = {
         *(f"--model={scene.references.convolutions / 'work'}", f"--output={scene.folder}", "--num_images=200"),
     ],
     "datasets": lambda scene: [],
-    "leaderboard": lambda scene: [f"--results_dir={scene.references.finished / 'results'}"],
+    "leaderboard": lambda scene: [f"--results_dir={copied_results(scene)}"],
     "cross_validate": lambda scene: [
         *("--config=cnn2", "--config.data.source=sample", "--config.num_epochs=1", "--folds=2"),
         *("--config.batch_size=40", f"--workdir={scene.folder / 'work'}"),
