@@ -18,10 +18,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; the nearest {'are' if found[1:] else 'is'} {', '.join(found)}" if found else ""
 
 
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED", "Out of memory allocating"  # XLA's: the second of what was dispatched before
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says that the memory of this machine or of a device is used up."""
     return (
         isinstance(error, MemoryError)
-        or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY))
         or (isinstance(error, ImportError) and "failed to map segment" in str(error))  # of a library's file
     )

@@ -13,13 +13,11 @@ Frameworks live in environments of their own, which benchmarks/setup_peers.sh ma
 Exit codes: 0 done, 1 --check found a difference, 2 something given cannot be used, 130 interrupted.
 """
 
-from pathlib import Path
-
 from fmbench.pages import generated, reproduction
 from fmbench.system import command_line
 
 
-@command_line.plain_errors("reproduction")
+@command_line.plain_errors("reproduction", "interrupted; the same command goes on from there.")
 def main() -> None:
     parser = command_line.Parser("reproduction", description=__doc__)
     generated.add_flags(parser)
@@ -28,19 +26,14 @@ def main() -> None:
     parser.add_argument("--num_seeds", type=int, default=3, help="of each control, from 0 (default: 3)")
     arguments = parser.parse_args()
     if arguments.controls:
-        _train(arguments.controls, arguments.entries, arguments.num_seeds, arguments.results_dir)
+        from fmbench.studies import controls
+
+        controls.train(arguments.controls, arguments.entries, arguments.num_seeds, arguments.results_dir)
     generated.write_or_check("reproduction", reproduction.files, arguments.results_dir, check=arguments.check)
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
-
-
-def _train(frameworks: tuple[str, ...], entries: tuple[str, ...], num_seeds: int, results_dir: Path) -> None:
-    from fmbench.studies import controls
-
-    with command_line.plain_errors("reproduction", "interrupted; the same command goes on from there."):
-        controls.train(frameworks, entries, num_seeds, results_dir)
 
 
 if __name__ == "__main__":

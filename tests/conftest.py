@@ -1,9 +1,11 @@
 """Eight fake CPU devices for the whole suite; configs and processes that train on the sample."""
 
+import datetime
 import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import jax
@@ -11,8 +13,7 @@ import pytest
 
 from fmbench import entries
 from fmbench.pages import leaderboard
-from fmbench.records import plausibility
-from fmbench.system import calibration
+from fmbench.records import calibration, plausibility
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -22,6 +23,33 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 # Shells start jobs in the background with it ignored, which tests of Ctrl-C would wait for in vain.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--daily", type=int, default=1, metavar="N", help="an N-th of the slow tests, another every day"
+    )
+    parser.addoption(
+        "--day", type=datetime.date.fromisoformat, default=datetime.date.today(), help="default: today"
+    )
+
+
+def pytest_report_header(config):
+    share, day = config.getoption("daily"), config.getoption("day")
+    return f"slow tests: one of {share} parts, that of --day={day}" if share > 1 else None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the slow tests of other days; a test's name decides which its days are."""
+    share, day = config.getoption("daily"), config.getoption("day").toordinal()
+    others = [
+        item
+        for item in items
+        if item.get_closest_marker("slow") and (zlib.crc32(item.nodeid.encode()) + day) % share
+    ]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
 
 
 def pytest_configure(config):

@@ -358,7 +358,7 @@ def _of_folds(published: Published, found: Iterable[tuple[RunRecord | ControlRec
     by_seed: dict[int, dict[str, float]] = defaultdict(dict)
     for run, accuracy in found:
         entry, _, fold = run.entry.partition("+fold=")
-        if entry == published.entry and run.config["data"]["num_folds"] == len(published.folds):
+        if fold and entry == published.entry and run.config["data"]["num_folds"] == len(published.folds):
             by_seed[run.seed][fold] = 100 * (accuracy or 0)
     whole = [folds for folds in by_seed.values() if len(folds) == len(published.folds)]
     means = [float(np.mean([folds[fold] for folds in whole])) for fold in sorted(whole[0])] if whole else []

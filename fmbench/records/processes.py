@@ -38,7 +38,6 @@ class ProcessList:
         self._file, self._pulse = workdir / "processes.json", workdir / ".pulse"
         self._config = config
         self._earlier = self._read()
-        self._has_begun = False
         self.watch = Watch(self._beat)
         self._began = self.watch.awake()
         self._here = machine.environment(ask_driver=False)
@@ -85,7 +84,6 @@ class ProcessList:
         Raises:
             UserError: If they differ from this one in what may change bits or times, and that was not allowed.
         """
-        self._has_begun = True
         made = _list_of_processes.validate_python(saved)
         nothing = {"first_step": 0, "last_step": 0}
         later = [process.model_copy(update=nothing) for process in self._earlier[len(made) :]]
@@ -130,16 +128,15 @@ class ProcessList:
         self._write()
 
     def fail(self, error: BaseException) -> None:
-        """Says that an error ended the present one, or forgets it if it was refused before it did anything.
+        """Says that an error ended the present one, or forgets it, if it was refused before it did anything.
 
-        Also forgets the first one of all if it ended, interrupted perhaps, while it loaded the data.
+        A run that is interrupted before anything was trained leaves nothing, either.
         """
-        is_refused = isinstance(error, UserError) and self._present.first_step == self._present.last_step
-        if is_refused or not (self._has_begun or self._earlier):
-            if self._earlier:
-                self._write(self._earlier)
-            else:
-                self._file.unlink()
+        did_nothing = self._present.first_step == self._present.last_step
+        if did_nothing and not self._earlier and isinstance(error, (UserError, KeyboardInterrupt)):
+            self._file.unlink()
+        elif did_nothing and self._earlier and isinstance(error, UserError):
+            self._write(self._earlier)
         else:
             self.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
 

@@ -143,7 +143,7 @@ class Epoch(Strict):
 
 
 class Calibration(Strict):
-    """What the machine reaches, by which costs on unlike machines can be compared; see `system.calibration`."""
+    """What the machine reaches, by which costs on unlike machines can be compared; see `records.calibration`."""
 
     matmul_flops_per_sec: dict[str, Annotated[float, Field(gt=0)]]  # by dtype
     memory_bytes_per_sec: Annotated[float, Field(gt=0)]

@@ -103,7 +103,7 @@ def one_line(place: Path) -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:  # of whoever reads what a command prints
+    except (BrokenPipeError, FileNotFoundError):  # of who reads what is printed; of a current folder that is gone
         raise
     except OSError as error:
         raise UserError(

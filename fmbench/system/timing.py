@@ -80,6 +80,6 @@ def seconds_since_process_start() -> float:
     """
     status = Path("/proc/self/stat")
     if status.exists():
-        ticks = int(status.read_text().rpartition(")")[2].split()[19])  # starttime, see proc(5)
+        ticks = int(status.read_text(encoding="utf-8").rpartition(")")[2].split()[19])  # starttime, see proc(5)
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return max(0.0, time.time() - psutil.Process().create_time())

@@ -14,9 +14,9 @@ from ml_collections import config_dict
 
 from fmbench import entries
 from fmbench.data import fashion_mnist
-from fmbench.records import machine
+from fmbench.records import calibration, machine
 from fmbench.records.schema import Environment
-from fmbench.system import calibration, interrupt, runtime
+from fmbench.system import interrupt, runtime
 from fmbench.system.peers import say
 from fmbench.throughput.arms import choose_arms, environ_of
 from fmbench.throughput.measurements import (

@@ -19,10 +19,10 @@ from fmbench import config as config_lib
 from fmbench import layers
 from fmbench.errors import UserError
 from fmbench.models import exported
-from fmbench.records import machine, processes, store
+from fmbench.records import calibration, machine, processes, store
 from fmbench.records.processes import ProcessList
 from fmbench.records.schema import Calibration, RunRecord, Status
-from fmbench.system import calibration, files
+from fmbench.system import files
 from fmbench.system.interrupt import StopRequest, stop_on_signals
 from fmbench.system.sealed import DamageError
 from fmbench.system.timing import Stopwatch, seconds_since_process_start

@@ -252,7 +252,7 @@ def init_state(
         losses = selection.unknown_losses(num_rows) if config.selection.easy else None
         return TrainState(jnp.int32(0), params, model_state, tx.init(params), average, losses)
 
-    return graphdef, init(seed)
+    return graphdef, jax.block_until_ready(init(seed))  # where memory ends, here and not in what comes next
 
 
 def choose_steps_per_call(config: config_dict.ConfigDict, whole_batches: int) -> int:

@@ -74,7 +74,8 @@ def claim(workdir: Path, config: dict[str, Any], *, force: bool) -> Iterator[Non
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be used: {error.strerror}.") from error
     with lock:
-        files.sweep(workdir)
+        for folder in (workdir, *workdir.glob("seed*")):
+            files.sweep(folder)
         if force or _is_untrained(workdir):
             _clear(workdir)
         if not _left_by_runs(workdir) - {".lock", LOCK}:

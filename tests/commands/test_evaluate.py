@@ -205,7 +205,7 @@ def test_what_cannot_be_used_is_one_line(make_workdir, run_evaluate, damage, fla
 
 
 def test_other_data_than_the_records_are_refused(make_workdir, run_evaluate):
-    workdir = make_workdir(data_version="old", data_sha256={"t10k-images": "0" * 64})
+    workdir = make_workdir(data_version="old", data_sha256={"t10k-labels": "0" * 64})
     code, _, err = run_evaluate("--model", workdir)
     assert code == 2
     assert "is on data of old, these are sample; name the run's data in --data_dir." in err

@@ -325,7 +325,9 @@ def test_only_completed_runs_on_the_same_data_are_drawn(tmp_path, of_sample):
     store.write(interrupted, None, tmp_path / "record")
     with pytest.raises(UserError, match="holds a run that is interrupted; complete it first"):
         store.read_run(tmp_path)
-    store.write(make_record(**fields | {"data_sha256": {"t10k-labels": "0"}}), predictions, tmp_path / "record")
+    store.write(
+        make_record(**fields | {"data_sha256": {"t10k-labels": "0" * 64}}), predictions, tmp_path / "record"
+    )
     with pytest.raises(UserError, match="holds a run on data of version sample"):
         store.read_run(tmp_path)
 

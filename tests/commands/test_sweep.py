@@ -204,7 +204,7 @@ def test_records_go_to_a_folder_of_the_entrys_name(run, fake_main):
         (["--grid=batch_size=40", f"--out={config_lib.REPOSITORY}/results/x"], "for the leaderboard's records"),
         (
             ["--grid=batch_size=40", "--out=tests_little.py"],
-            "tests_little.py/logs: Not a directory; --out names another place",
+            "tests_little.py/logs: Not a directory; name another place",
         ),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",

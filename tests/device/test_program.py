@@ -42,6 +42,7 @@ def train_step(config, graphdef, tx, state) -> tuple[Callable, tuple]:
         graphdef=graphdef,
         tx=tx,
         batch_size=config.batch_size,
+        num_examples=config.batch_size,
         normalization=config.data.normalization,
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,

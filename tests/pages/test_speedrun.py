@@ -535,7 +535,7 @@ def test_marks_that_make_no_place_are_refused(tmp_path, run):
 def test_a_results_dir_that_is_none_and_a_file_in_the_way_are_one_line(tmp_path, run):
     page_path = tmp_path / "results" / "speedrun.md"
     page_path.mkdir()
-    assert run() == (2, "", f"fmbench.speedrun: {page_path}: Is a directory.\n")
+    assert run() == (2, "", f"fmbench.speedrun: {page_path}: Is a directory; name another place.\n")
     page_path.rmdir()
     page_path.parent.rmdir()
     assert run() == (2, "", f"fmbench.speedrun: --results_dir={page_path.parent} is not a directory.\n")

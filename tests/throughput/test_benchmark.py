@@ -17,9 +17,9 @@ from fmbench import benchmark
 from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.pages import throughput
+from fmbench.records.calibration import Calibration
 from fmbench.records.schema import Environment
 from fmbench.system import peers
-from fmbench.system.calibration import Calibration
 from fmbench.throughput import measure, overheads, race, workers
 from fmbench.throughput.measurements import (
     Conditions,
@@ -65,7 +65,8 @@ def run(tmp_path, results_dir, monkeypatch, capsys):
     (cache / "xla").mkdir(parents=True)
     sample = fashion_mnist.load("sample")
     monkeypatch.setattr(fashion_mnist, "load", lambda source, data_dir: sample)
-    monkeypatch.setattr(workers, "BENCHMARKS", scripts)
+    for module in (peers, workers):
+        monkeypatch.setattr(module, "BENCHMARKS", scripts)
     monkeypatch.setattr(race, "PAUSE", 0.0)
     monkeypatch.setenv("FMBENCH_CACHE", str(cache))
     monkeypatch.setenv("FAKE_WORKERS_LOG", str(tmp_path / "log"))

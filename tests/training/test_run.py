@@ -12,8 +12,8 @@ import pytest
 
 from fmbench import config as config_lib
 from fmbench.data import fashion_mnist
-from fmbench.records import schema
-from fmbench.system import calibration, load
+from fmbench.records import calibration, schema
+from fmbench.system import load
 from fmbench.system.timing import Lap
 from fmbench.training import input_pipeline
 from fmbench.training import run as training_run

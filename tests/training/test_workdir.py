@@ -350,7 +350,10 @@ def test_force_works_where_nothing_is_whole(trained):
 
 def test_leftovers_of_killed_processes_are_swept(trained):
     (trained / "seed1").mkdir()
-    leftovers = [trained / ".metrics.jsonl.abcdefgh", trained / "seed1" / ".record.npy.abcdefgh"]
+    leftovers = [
+        trained / ".metrics.jsonl.abcdefgh.unfinished",
+        trained / "seed1" / ".record.npy.abcdefgh.unfinished",
+    ]
     for leftover in leftovers:
         leftover.write_text("half")
     claim(trained)

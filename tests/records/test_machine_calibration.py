@@ -2,7 +2,7 @@
 
 import pytest
 
-from fmbench.system import calibration
+from fmbench.records import calibration
 
 
 def test_products_and_sums_are_measured(monkeypatch):
