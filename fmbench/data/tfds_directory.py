@@ -37,6 +37,9 @@ def prepare(arrays: dict[str, np.ndarray], directory: Path) -> None:
     Args:
       arrays: 'train-images' and 't10k-images', uint8 (n, 28, 28), and '...-labels', uint8 (n,).
       directory: where to write; nothing happens if Fashion-MNIST is already prepared there.
+
+    Raises:
+      OSError: if it cannot be written.
     """
     from PIL import Image
     from tqdm import tqdm
@@ -56,7 +59,11 @@ def prepare(arrays: dict[str, np.ndarray], directory: Path) -> None:
                 for row, image in enumerate(tqdm(images, f"Writing {split}", disable=None)):
                     yield row, {"image": Image.fromarray(image), "label": int(labels[row])}
 
-        FromArrays(data_dir=directory, file_format="array_record").download_and_prepare()
+        builder = FromArrays(data_dir=directory, file_format="array_record")
+        try:
+            builder.download_and_prepare()
+        except RuntimeError as error:  # array_record's, where a disk is full
+            raise OSError(str(error).partition("\n")[0]) from error
 
 
 def read(directory: Path) -> dict[str, np.ndarray]:

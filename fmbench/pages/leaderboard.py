@@ -273,12 +273,12 @@ def _labels(path: Path, record: RunRecord) -> np.ndarray:
     """The true test labels of the record's data; `path` is the record's, <results_dir>/runs/<name>.json."""
     if store.has_own_labels(record):
         return store.read_labels(record, path.parents[1])
-    source = "sample" if record.data_version == "sample" else "tfds"
-    dataset = fashion_mnist.load(source)
-    here = (dataset.version, dataset.sha256, len(dataset.test_labels))
-    if here != (record.data_version, record.data_sha256, record.num_test):
-        raise UserError(f"{record.name} was made on data of version {record.data_version}, not at hand here.")
-    return dataset.test_labels
+    if record.data_version in proof.SHA256:  # else there is nothing to look for, in the network perhaps
+        dataset = fashion_mnist.load("sample" if record.data_version == "sample" else "tfds")
+        here = (dataset.version, dataset.sha256, len(dataset.test_labels))
+        if here == (record.data_version, record.data_sha256, record.num_test):
+            return dataset.test_labels
+    raise UserError(f"{record.name} was made on data of version {record.data_version}, not at hand here.")
 
 
 def _markdown_table(rows: list[Row], prefix: str) -> str:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -121,12 +122,12 @@ def begin() -> None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
-def _end_in_one_line(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """For what happens before a command's `main`: while it imports."""
     if said := _said_of(error):
         _say(f"fmbench: {said}")
         sys.exit(2)
-    sys.__excepthook__(kind, error, traceback)
+    sys.__excepthook__(kind, error, trace)
 
 
 @contextlib.contextmanager
@@ -177,6 +178,9 @@ def _said_of(error: BaseException) -> str:
         return str(error)
     if is_out_of_memory(error):
         return f"out of memory, which others may hold, too ({first_line})"
+    if isinstance(error, ValueError) and _is_of_jaxs_variables(error):
+        values = [f"{name}={value!r}" for name, value in sorted(os.environ.items()) if name.startswith("JAX")]
+        return f"JAX refuses the environment, which has {', '.join(values)} ({first_line})."
     if isinstance(error, FileNotFoundError) and _current_folder_is_gone():
         return "the current folder was removed; go to one that is there."
     if isinstance(error, OSError) and error.errno:
@@ -185,6 +189,12 @@ def _said_of(error: BaseException) -> str:
         place = "writing" if error.filename is None else error.filename
         return f"{place}: {error.strerror}; {OF_THE_MACHINE.get(error.errno, 'name another place')}."
     return ""
+
+
+def _is_of_jaxs_variables(error: ValueError) -> bool:
+    """Whether JAX could not be imported, because a variable of the environment has a value that it can't have."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return "jax" not in sys.modules and frame.f_globals.get("__name__") == "jax._src.config"
 
 
 def _current_folder_is_gone() -> bool:

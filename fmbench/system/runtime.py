@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +43,10 @@ def find_devices() -> list[jax.Device]:
     """The devices that JAX computes on. Where it leaves an NVIDIA GPU idle unasked, standard error says so, once.
 
     Raises:
-        UserError: If JAX has none: JAX_PLATFORMS names what is not there, or what is there cannot be used.
+        UserError: If JAX has none: JAX_PLATFORMS names what is not there, or what is there cannot be used; or
+            XLA cannot read XLA_FLAGS.
     """
+    _check_xla_flags(os.environ.get("XLA_FLAGS", ""))
     with _hold_back_what_jax_logs() as records:
         try:
             with cgroup.threads_within_quota("PJRT_NPROC", "NPROC"):
@@ -61,6 +64,17 @@ def find_devices() -> list[jax.Device]:
                 "pip install 'fmbench[gpu]', or set JAX_PLATFORMS=cpu if that is meant."
             )
     return devices
+
+
+@functools.cache
+def _check_xla_flags(flags: str) -> None:
+    """Lets another process read them first: XLA ends the one in which it finds a flag that it does not know."""
+    if not flags:
+        return
+    read = [sys.executable, "-c", "from jaxlib import _jax; _jax.CompileOptions()"]
+    done = subprocess.run(read, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode and (why := re.search(r"^[EF]\d{4} [^]]*\] (.*)", done.stderr, re.MULTILINE)):
+        raise UserError(f"XLA_FLAGS is '{flags}', which XLA refuses: {why[1]}")
 
 
 @contextlib.contextmanager

@@ -1,13 +1,20 @@
 """Folders that appear whole, outlive a power cut, and tell when they are not as they were written."""
 
 import contextlib
+import gc
 import hashlib
 import json
 import re
 import shutil
 import stat
+import sys
+import threading
+import traceback
+import warnings
 from collections.abc import Iterator
+from logging import getLogger
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 from unittest import mock
 
@@ -105,11 +112,15 @@ def save_arrays(partial: Path, tree: Any) -> str:
     Raises:
         OSError: If it cannot be written.
     """
+    why = ""
     try:
         with _quiet(), _alone():
             ocp.save((partial / ARRAYS).absolute(), tree)
     except Exception as error:  # TensorStore raises ValueError where a disk is full, Orbax what it likes
-        raise OSError(0, _reason(error)) from error
+        why = _reason(error)
+    if why:
+        gc.collect()  # what `error` held: event loops, which at the process's end would complain
+        raise OSError(0, why)
     return _digest(tree)
 
 
@@ -162,11 +173,33 @@ def _alone() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the threads of Orbax from printing what it raises, too: for good after an error, as some go on."""
-    verbosity = logging.get_verbosity()
+    """Keeps Orbax and what it leaves behind from printing what it raises, too: for good after an error."""
+    verbosity, hooks, loops = logging.get_verbosity(), (sys.excepthook, sys.unraisablehook), getLogger("asyncio")
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if threading.current_thread() is threading.main_thread() or not _is_of_asyncio(trace):
+            hooks[0](kind, error, trace)
+
+    def unraisablehook(unraisable: Any) -> None:
+        if not _is_of_asyncio(unraisable.exc_traceback):
+            hooks[1](unraisable)
+
     logging.set_verbosity(logging.FATAL)
-    yield
+    sys.excepthook, sys.unraisablehook, loops.disabled = excepthook, unraisablehook, True
+    try:
+        yield
+    except BaseException:
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        raise
     logging.set_verbosity(verbosity)
+    sys.excepthook, sys.unraisablehook = hooks
+    loops.disabled = False
+
+
+def _is_of_asyncio(trace: TracebackType | None) -> bool:
+    """Whether an event loop raised it: TensorStore's threads find it closed, or it was never quite open."""
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith("asyncio.")
 
 
 def _reason(error: Exception) -> str:

@@ -674,6 +674,24 @@ def test_unwritable_cache(tmp_path, monkeypatch):
         load_sample_through_tfds()
 
 
+def test_where_there_is_no_room_for_the_cache_one_line_says_so(tmp_path):
+    """Files may not be large, as if a disk were full: array_record's complaint is a RuntimeError."""
+    program = (
+        "import resource, sys; from pathlib import Path; from fmbench.data import fashion_mnist\n"
+        "from fmbench.system import command_line\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "with command_line.plain_errors('x'): fashion_mnist._load_cached('sample', Path(sys.argv[1]))\n"
+    )
+    environment = os.environ | {"FMBENCH_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", program, str(SAMPLE)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"fmbench.x: The cache {tmp_path / 'sample'} cannot be written: ")
+    assert "Set FMBENCH_CACHE to" in said
+    assert "Traceback" not in done.stderr
+
+
 FIRST_START = """
 import sys, time
 from pathlib import Path

@@ -17,9 +17,13 @@ import PIL.Image
 from scene import Kind, References, Scene, Verdict, listed, refused, trouble
 
 from fmbench.data.fashion_mnist import SAMPLE_DIRECTORY
+from fmbench.errors import UserError
+from fmbench.records import store
 from fmbench.records.schema import RunRecord
 
-MEMORY = {"RLIMIT_AS": 3 << 29}  # 1.5 GiB more than Python and JAX have taken
+# 4 GiB more than Python and JAX have taken: much of it is reserved and never used, by threads' stacks and pools.
+# `scene.trouble` judges what is used, and this keeps the machine from harm.
+MEMORY = {"RLIMIT_AS": 4 << 30}
 
 # Records.
 
@@ -93,7 +97,7 @@ def rendered(scene: Scene, path: Path) -> Verdict:
 
 
 def record_without(scene: Scene, case: str) -> Verdict:
-    """A required field is missed; without another one the accuracy that is shown is the same."""
+    """A required field is missed; without another one the accuracy is the same, and proven as before."""
     scene.copy(scene.references.finished)
     path = next((scene.folder / "results" / "runs").glob("*.json"))
     record = json.loads(path.read_text())
@@ -106,9 +110,13 @@ def record_without(scene: Scene, case: str) -> Verdict:
         return refused(result, path.stem)
     if wrong := trouble(result, 0):
         return wrong
-    accuracy = f"{100 * json.loads(path.read_text())['test_accuracy']:.2f}" if "test_accuracy" in record else "-"
-    page = (scene.folder / "results/leaderboard.md").read_text()
-    return Verdict("survived") if accuracy in page else Verdict("believed", f"no {accuracy} on the page")
+    try:
+        read = store.read(path)
+        store.read_predictions(read, path.with_suffix(".npy"))
+    except UserError as error:
+        return Verdict("believed", f"the page takes what is refused elsewhere: {error}")
+    accuracy = record.get("test_accuracy")
+    return Verdict("survived") if read.test_accuracy == accuracy else Verdict("believed", f"{read.test_accuracy}")
 
 
 def fields_of_records(references: References) -> list[str]:
@@ -491,7 +499,7 @@ def idx_folder(scene: Scene, case: str) -> Verdict:
     return Verdict("survived" if found == expected else "believed")
 
 
-def csv_rows(count: int = 40, seed: int = 0) -> list[str]:
+def csv_rows(count: int = 160, seed: int = 0) -> list[str]:
     rng = np.random.default_rng(seed)
     header = "label," + ",".join(f"pixel{number}" for number in range(1, 785))
     rows = [f"{row % 10}," + ",".join(map(str, rng.integers(0, 256, 784))) for row in range(count)]
@@ -521,6 +529,7 @@ CSV_FILES: dict[str, Callable[[list[str]], bytes]] = {
     "an open quotation mark": lambda rows: "\n".join([*rows[:5], '"' + rows[5], *rows[6:]]).encode(),
     "gzipped": lambda rows: gzip.compress("\n".join(rows).encode()),
 }
+SAME_NUMBERS = ("semicolons",)  # in another spelling, which is read
 
 
 def changed(rows: list[str], value: str) -> bytes:
@@ -539,7 +548,16 @@ def csv_file(scene: Scene, case: str) -> Verdict:
         os.truncate(train, 3 << 30)
     else:
         train.write_bytes(CSV_FILES[case](csv_rows()))
-    return refused(train_on(scene, "csv", data, "--config.data.unproven=true"), train.name)
+    result = train_on(scene, "csv", data, "--config.data.unproven=true")
+    if case not in SAME_NUMBERS:
+        return refused(result, train.name)
+    if wrong := trouble(result, 0):
+        return wrong
+    found = next((scene.folder / "results/runs").glob("*.npy")).read_bytes()
+    train.write_text("\n".join(csv_rows()))
+    plain = train_on(scene, "csv", data, "--config.data.unproven=true", "--force")
+    expected = next((scene.folder / "results/runs").glob("*.npy")).read_bytes()
+    return trouble(plain, 0) or Verdict("survived" if found == expected else "believed")
 
 
 KINDS = [

@@ -59,6 +59,11 @@ def in_training(signum: int, again: bool = False):
     return attempt
 
 
+def copied_results(scene: Scene) -> Path:
+    scene.copy(scene.references.finished)
+    return scene.folder / "results"
+
+
 COMMANDS = {
     "evaluate": lambda scene: ["--model", scene.references.convolutions / "work"],
     "predict": lambda scene: [
@@ -71,7 +76,7 @@ COMMANDS = {
         *(f"--model={scene.references.convolutions / 'work'}", f"--output={scene.folder}", "--num_images=200"),
     ],
     "datasets": lambda scene: [],
-    "leaderboard": lambda scene: [f"--results_dir={scene.references.finished / 'results'}"],
+    "leaderboard": lambda scene: [f"--results_dir={copied_results(scene)}"],
     "cross_validate": lambda scene: [
         *("--config=cnn2", "--config.data.source=sample", "--config.num_epochs=1", "--folds=2"),
         *("--config.batch_size=40", f"--workdir={scene.folder / 'work'}"),
@@ -94,7 +99,7 @@ def of_a_command(scene: Scene, case: str) -> Verdict:
 def ended_politely(result) -> Verdict:
     if wrong := trouble(result, 0, 130):
         return wrong
-    lines = [line for line in result.err.splitlines() if line.startswith("fmbench.")]
+    lines = [line for line in result.err.splitlines() if "interrupted" in line]
     if result.code == 130 and len(lines) != 1:
         return Verdict("traceback", f"exit code 130 and {len(lines)} lines: {result.last_line}")
     return Verdict("survived", result.last_line)

@@ -2,11 +2,11 @@
 
     python tests/faults/soak.py             all, some 20 minutes on two cores; goes on where it was stopped
     python tests/faults/soak.py --write     likewise, and then writes docs/reliability.md
-    python tests/faults/soak.py --tenth     a tenth of them, another one every day
+    python tests/faults/soak.py --twentieth     a twentieth of them, another one every day
     python tests/faults/soak.py --only=export --workers=1
 
 Faults are really caused, to commands as users type them, in processes of their own. Exit codes: 0 all survived,
-1 something did not.
+1 something did not, or the soak itself failed.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,33 +60,37 @@ _workers: dict[str, Any] = {}  # what a worker keeps between faults
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md and outcomes.jsonl")
-    parser.add_argument("--tenth", action="store_true", help="a tenth of them, drawn by the date")
-    parser.add_argument("--date", default=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}", help="of --tenth")
+    parser.add_argument("--twentieth", action="store_true", help="a twentieth of them, drawn by the date")
+    parser.add_argument("--date", default=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}", help="of --twentieth")
     parser.add_argument("--only", default="", metavar="TEXT", help="kinds with this in their titles")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--journal", type=Path, help="of outcomes (default: in the cache, by commit)")
     parser.add_argument("--anew", action="store_true", help="forget the journal")
     arguments = parser.parse_args()
-    if arguments.write and (arguments.only or arguments.tenth):
-        parser.error("--write writes the page of all faults; drop --only and --tenth")
+    if arguments.write and (arguments.only or arguments.twentieth):
+        parser.error("--write writes the page of all faults; drop --only and --twentieth")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background and its children ignore it
     with tempfile.TemporaryDirectory(prefix="fmbench-faults-") as scratch:
         Path(scratch).chmod(0o755)  # some faults are another user's
-        outcomes = soak(arguments, Path(scratch))
+        outcomes, num_errors = soak(arguments, Path(scratch))
     print("\n".join(page.table(outcomes)))
-    if arguments.write:
+    if arguments.write and not num_errors:
         page.write(outcomes)
     bad = [outcome for outcome in outcomes if outcome.get("outcome", "survived") != "survived"]
     for outcome in bad:
         print(f"{outcome['outcome']}: {outcome['kind']}, {outcome['case']}: {outcome['detail']}")
-    sys.exit(1 if bad else 0)
+    if num_errors:
+        print(f"The soak itself failed at {num_errors} faults, which are not in the table.")
+    sys.exit(1 if bad or num_errors else 0)
 
 
-def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
-    """Tries what is not in the journal yet; returns the journal."""
+def soak(arguments: argparse.Namespace, scratch: Path) -> tuple[list[dict[str, Any]], int]:
+    """Tries what is not in the journal yet; returns the journal, and how often the soak itself failed."""
     journal = (
-        arguments.journal or files.cache_directory() / "faults" / f"{_commit()}{'-tenth' * arguments.tenth}.jsonl"
+        arguments.journal
+        or files.cache_directory() / "faults" / f"{_commit()}{'-twentieth' * arguments.twentieth}.jsonl"
     )
-    if arguments.anew or arguments.tenth:
+    if arguments.anew or arguments.twentieth:
         journal.unlink(missing_ok=True)
     journal.parent.mkdir(parents=True, exist_ok=True)
     with warm_process() as warm:
@@ -95,9 +100,9 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     for title, reason in obstacles.items():
         print(f"not caused here: {title}: {reason}")
     faults = [(title, case) for title, kind in selected.items() for case in kind.cases(references)]
-    if arguments.tenth:
+    if arguments.twentieth:
         print(f"seed: {arguments.date}")
-        faults = tenth(faults, arguments.date)
+        faults = twentieth(faults, arguments.date)
     if not journal.exists():
         _append(journal, conditions() | {"not_caused": obstacles})
     outcomes = page.read(journal)
@@ -106,7 +111,7 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     random.Random(0).shuffle(
         left
     )  # so that both workers have slow and fast ones, and the clock tells how many are left
-    began = time.monotonic()
+    began, num_errors = time.monotonic(), 0
     context = multiprocessing.get_context("spawn")
     with context.Pool(arguments.workers, functools.partial(_begin, scratch, references)) as pool:
         for number, outcome in enumerate(pool.imap_unordered(_attempt, left), 1):
@@ -115,6 +120,7 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
                     f"The soak itself failed at {outcome['kind']}, {outcome['case']}: {outcome['detail']}",
                     flush=True,
                 )
+                num_errors += 1
                 continue
             _append(journal, outcome)
             if outcome["outcome"] != "survived" or number % 50 == 0 or number == len(left):
@@ -125,12 +131,12 @@ def soak(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     return [
         outcomes[0],
         *(outcome for outcome in page.read(journal)[1:] if (outcome["kind"], outcome["case"]) in faults),
-    ]
+    ], num_errors
 
 
-def tenth(faults: list[tuple[str, str]], date: str) -> list[tuple[str, str]]:
-    """A tenth of them, drawn by the date."""
-    return random.Random(date).sample(faults, len(faults) // 10)
+def twentieth(faults: list[tuple[str, str]], date: str) -> list[tuple[str, str]]:
+    """A twentieth of them, drawn by the date."""
+    return random.Random(date).sample(faults, len(faults) // 20)
 
 
 def _begin(scratch: Path, references: References) -> None:

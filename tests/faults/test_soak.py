@@ -1,4 +1,4 @@
-"""The page is what its outcomes say; verdicts are told apart; with -m faults, a tenth of all faults is tried."""
+"""The page is what its outcomes say; verdicts are told apart; with -m faults, a twentieth of all is tried."""
 
 import datetime
 import random
@@ -88,15 +88,15 @@ def test_every_mode_damages(tmp_path):
         assert not path.is_file() or path.read_bytes() != b"0123456789", mode
 
 
-def test_a_tenth_is_drawn_by_the_date():
-    faults = [("a", str(number)) for number in range(50)]
-    assert len({*soak.tenth(faults, "2026-01-01")}) == 5
-    assert soak.tenth(faults, "2026-01-01") == soak.tenth(faults, "2026-01-01")
-    assert soak.tenth(faults, "2026-01-01") != soak.tenth(faults, "2026-01-02")
+def test_a_twentieth_is_drawn_by_the_date():
+    faults = [("a", str(number)) for number in range(100)]
+    assert len({*soak.twentieth(faults, "2026-01-01")}) == 5
+    assert soak.twentieth(faults, "2026-01-01") == soak.twentieth(faults, "2026-01-01")
+    assert soak.twentieth(faults, "2026-01-01") != soak.twentieth(faults, "2026-01-02")
 
 
 @pytest.mark.faults
 @pytest.mark.full
-def test_a_tenth_of_all_faults_is_survived():
-    done = subprocess.run([sys.executable, soak.__file__, "--tenth", f"--date={datetime.date.today()}"])
+def test_a_twentieth_of_all_faults_is_survived():
+    done = subprocess.run([sys.executable, soak.__file__, "--twentieth", f"--date={datetime.date.today()}"])
     assert done.returncode == 0

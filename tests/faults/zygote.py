@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fmbench.system import command_line, interrupt
+
 # What the commands import, and what they import late.
 MODULES = (
     "fmbench.api",
@@ -32,6 +34,9 @@ MODULES = (
 )
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 def main() -> None:
     for module in MODULES:
         importlib.import_module(module)
@@ -40,6 +45,7 @@ def main() -> None:
             f"importing fmbench started threads, and forks would lose them: {threading.enumerate()}"
         )
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until a child can answer them
     become(serve(socket.socket(fileno=int(sys.argv[1]))))
 
 
@@ -78,6 +84,10 @@ def become(request: dict[str, Any]) -> None:
     if request["die"]:
         die_at_file_operation(**request["die"])
     sys.argv = [request["module"], *request["args"]]
+    if request["module"].startswith("fmbench."):  # as `fmbench/__init__.py` does where a command begins
+        interrupt.answer.listen()
+        command_line.begin()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if request["module"].endswith(".py"):
         runpy.run_path(request["module"], run_name="__main__")
     else:

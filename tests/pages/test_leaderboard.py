@@ -377,6 +377,14 @@ def test_the_sample_cannot_pass_for_the_real_data(results_dir, run, monkeypatch,
     assert f"mlp-cpu-abacus-9-2c-float32-seed0 was made on data of version {version}, not at hand here" in err
 
 
+def test_data_of_an_unknown_version_are_not_looked_for(results_dir, run, monkeypatch):
+    publish(make_record(data_version="2018-01-01"), results_dir)
+    monkeypatch.setattr(fashion_mnist, "load", lambda source: pytest.fail("it asked the network, perhaps"))
+    code, _, err = run("--check")
+    assert code == 2
+    assert "was made on data of version 2018-01-01, not at hand here" in err
+
+
 @pytest.mark.parametrize("status", ["interrupted", "diverged"])
 def test_an_unfinished_run_is_listed_but_not_ranked(results_dir, run, status):
     publish(make_record(), results_dir)

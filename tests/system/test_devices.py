@@ -72,6 +72,44 @@ def test_jax_itself_fails_in_one_line(tmp_path, platforms):
     assert REMEDY in line
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "JAX_LOGGING_LEVEL",
+            "x",
+            "JAX refuses the environment, which has JAX_LOGGING_LEVEL='x', JAX_PLATFORMS='cpu'",
+        ),
+        (
+            "JAX_SERIALIZATION_VERSION",
+            "x",
+            "JAX refuses the environment, which has JAX_PLATFORMS='cpu', JAX_SERIAL",
+        ),
+        ("XLA_FLAGS", "--xla_x=1", "XLA_FLAGS is '--xla_x=1', which XLA refuses: Unknown flag"),
+        ("XLA_FLAGS", "/nowhere.txt x", "XLA_FLAGS is '/nowhere.txt x', which XLA refuses: Could not open file"),
+        ("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=x", "refuses: Couldn't interpret value x for flag"),
+    ],
+)
+def test_variables_that_jax_or_xla_refuses_are_one_line(tmp_path, monkeypatch, name, value, said):
+    monkeypatch.setenv(name, value)
+    code = (
+        "from fmbench.system import command_line\n"
+        "with command_line.plain_errors('x'):\n"
+        "    from fmbench.system import runtime; runtime.set_up()"
+    )
+    done = without_devices(code, tmp_path, "cpu")
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("fmbench.x: ")
+    assert said in line
+
+
+def test_flags_that_xla_knows_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+    done = without_devices("from fmbench.system import runtime; runtime.set_up()", tmp_path, "cpu")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_measurement_says_so_too(tmp_path):
     code = "from fmbench.throughput import measure; measure.describe_machine()"
     done = without_devices(code, tmp_path, "wrong")

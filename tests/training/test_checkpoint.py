@@ -197,21 +197,52 @@ def test_the_next_save_replaces_what_is_damaged_and_keeps_what_was_good(copied):
 # Disks that are full, and power that goes.
 
 
-def test_where_there_is_no_room_the_older_ones_stay(copied):
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("FSIZE, 100_000", "File too large"),
+        *((f"NOFILE, used + {left}", "Too many open files") for left in (2, 5)),
+    ],
+)
+def test_where_there_is_no_room_the_older_ones_stay(copied, limit, said):
+    """One line, and nothing after it: Orbax leaves event loops and threads behind."""
+    name, number = limit.split(",")
     program = (
-        "import resource, sys; from pathlib import Path; import jax.numpy as jnp\n"
+        "import os, resource, sys; from pathlib import Path; import jax.numpy as jnp\n"
         "from fmbench.errors import UserError; from fmbench.training.checkpoint import Checkpoints\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "import numpy as np; state = {'x': jnp.asarray(np.random.default_rng(0).normal(size=10**5))}\n"
+        "used = os.open(os.devnull, os.O_RDONLY); os.close(used)\n"
+        f"resource.setrlimit(resource.RLIMIT_{name}, ({number}, {number}))\n"
         "try: Checkpoints(Path(sys.argv[1])).save(4, state, {})\n"
         "except UserError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, copied], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    assert done.stdout == f"{copied}/4: File too large; when that is mended, the same command goes on.\n"
+    assert done.stdout.startswith(f"{copied}/")
+    assert said in done.stdout
+    assert done.stdout.endswith("; when that is mended, the same command goes on.\n")
+    assert done.stdout.count("\n") == 1
     assert names(copied) == {"2", "3"}
     save(copied, 4)
     assert restored_step(copied) == 4
+
+
+def test_an_interrupted_load_says_nothing_of_its_event_loop(tmp_path):
+    """A task that ends with another error while the loop is closed, and one that nobody waits for any more."""
+    program = (
+        "import asyncio, sys; from pathlib import Path; from fmbench.system import sealed\n"
+        "async def fails():\n"
+        "    try: await asyncio.sleep(9)\n"
+        "    finally: raise ValueError('closed')\n"
+        "async def load():\n"
+        "    tasks.append(asyncio.create_task(fails())); await asyncio.sleep(0); raise KeyboardInterrupt\n"
+        "tasks = []\n"
+        "sealed.ocp.load = lambda *_: asyncio.run(load())\n"
+        "try: sealed.load_arrays(Path('x'), {}, '')\n"
+        "except KeyboardInterrupt: tasks.clear(); print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "", 0)
 
 
 def test_all_is_on_disk_before_the_name_and_before_the_older_one_goes(saved, tmp_path, monkeypatch):
