@@ -189,7 +189,7 @@ def test_several_seeds_of_a_fold_are_their_mean():
         for n in range(5)
         for seed in (0, 1)
     ]
-    theirs.append(control("baseline", 0, 0.9, **data))  # of all images
+    theirs.append(control("baseline", 0, 0.9, data={"num_folds": 5}))  # of all images
     assert line_of(reproduction.render([], folds, theirs), "91.187")[7] == "91.40 ± 0.00 (5, 2 seeds)"
 
 
