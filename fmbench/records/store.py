@@ -48,7 +48,7 @@ def write(
         with atomic_file(stem.with_name(stem.name + ".json")) as file:
             file.write(record.model_dump_json(indent=1).encode() + b"\n")
     except OSError as error:
-        raise UserError(f"{stem}.json: cannot write the record ({error.strerror}).") from error
+        raise UserError(f"{error.filename or stem}: cannot write the record ({error.strerror}).") from error
 
 
 def publish(stem: Path, results_dir: Path, *, data_dir: str | None = None) -> RunRecord:

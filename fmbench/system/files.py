@@ -15,6 +15,7 @@ from typing import IO, Any
 from fmbench.errors import UserError
 from fmbench.system.places import local_path
 
+UNFINISHED = ".unfinished"  # how the names end of files that are being written
 LARGEST_TEXT = 64 << 20  # bytes; the history of 10,000 epochs is smaller
 
 
@@ -38,7 +39,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
                 Path(file.name).unlink(missing_ok=True)
                 raise
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if not error.filename or str(error.filename).endswith(UNFINISHED):  # of which nobody knows
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -58,7 +60,7 @@ def sync(path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Removes the files that killed processes did not finish."""
-    for left in folder.glob(".*.unfinished"):
+    for left in folder.glob(f".*{UNFINISHED}"):
         with contextlib.suppress(OSError), left.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
@@ -69,7 +71,7 @@ def _unfinished(path: Path) -> IO[bytes]:
     sweep(path.parent)
     while True:
         new = tempfile.NamedTemporaryFile(  # noqa: SIM115
-            dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished", delete=False
+            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED, delete=False
         )
         with contextlib.suppress(OSError):  # a file system without locks, where nothing is taken for left
             fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)

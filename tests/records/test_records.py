@@ -65,7 +65,7 @@ def test_files_are_everyones_to_read(stem):
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file where a folder should be")
-    with pytest.raises(UserError, match=r"runs/mlp\.json: cannot write the record"):
+    with pytest.raises(UserError, match=r"runs: cannot write the record"):
         store.write(make_record(), None, tmp_path / "runs" / "mlp")
 
 

@@ -58,3 +58,13 @@ def test_git_ignores_what_is_unfinished(tmp_path, request):
     if done.returncode == 128:
         pytest.skip(f"no git repository: {done.stderr.strip()}")
     assert done.stdout.splitlines() == names
+
+
+@pytest.mark.parametrize("in_the_way", ["a folder", "a folder that is not there"])
+def test_an_error_names_the_file_that_was_meant(tmp_path, in_the_way):
+    path = tmp_path / "record.npy" if in_the_way == "a folder" else tmp_path / "none" / "record.npy"
+    if in_the_way == "a folder":
+        path.mkdir()
+    with pytest.raises(OSError) as refused, atomic_file(path):
+        pass
+    assert (refused.value.filename, refused.value.filename2) == (str(path), None)
