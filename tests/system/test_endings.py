@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fmbench import __main__ as command
+from fmbench.data import fashion_mnist
 
 REPOSITORY = Path(__file__).parents[2]
 COMMANDS = ["main" if name == "train" else name for name in command.commands()]
@@ -256,6 +257,7 @@ PRINTING = [
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", PRINTING)
 def test_where_nobody_reads_it_ends_quietly(closed_pipe, words, unbuffered):
+    fashion_mnist.load()  # which says what it does, the first time
     done = run(*words.split(), stdout=closed_pipe, PYTHONUNBUFFERED=unbuffered)
     assert (done.returncode, done.stderr) == (141, "")
 
@@ -263,6 +265,7 @@ def test_where_nobody_reads_it_ends_quietly(closed_pipe, words, unbuffered):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("words", PRINTING)
 def test_a_full_device_is_one_line(words):
+    fashion_mnist.load()  # which says what it does, the first time
     with Path("/dev/full").open("w") as full:
         done = run(*words.split(), stdout=full)
     assert done.returncode == 2
