@@ -328,7 +328,7 @@ def _accuracy(published: Published, run: RunRecord) -> float | None:
     finished = {stage.name: stage for stage in run.stages}.get(f"stage{published.stage}")
     if not finished or run.entry.partition("+num_epochs=")[0] != published.entry:
         return None
-    planned = run.config["stages"][finished.name]["num_epochs"]
+    planned = run.config.get("stages", {}).get(finished.name, {}).get("num_epochs")
     return finished.test_accuracy if finished.num_epochs == planned else None
 
 
@@ -341,7 +341,7 @@ def _of_controls(published: Published, runs: Sequence[ControlRecord]) -> Measure
         if not published.stage and run.entry == published.entry:
             found.append((run, run.stages[-1].test_accuracy))
         elif published.stage and run.entry.partition("+num_epochs=")[0] == published.entry:
-            planned = run.config["stages"].get(f"stage{published.stage}", {}).get("num_epochs")
+            planned = run.config.get("stages", {}).get(f"stage{published.stage}", {}).get("num_epochs")
             finished = run.stages[published.stage - 1 : published.stage]
             found += [(run, stage.test_accuracy) for stage in finished if stage.num_epochs == planned]
     return Measured(_by_seed(found), 1)
@@ -358,7 +358,7 @@ def _of_folds(published: Published, found: Iterable[tuple[RunRecord | ControlRec
     by_seed: dict[int, dict[str, float]] = defaultdict(dict)
     for run, accuracy in found:
         entry, _, fold = run.entry.partition("+fold=")
-        if fold and entry == published.entry and run.config["data"]["num_folds"] == len(published.folds):
+        if fold and entry == published.entry and run.config["data"].get("num_folds") == len(published.folds):
             by_seed[run.seed][fold] = 100 * (accuracy or 0)
     whole = [folds for folds in by_seed.values() if len(folds) == len(published.folds)]
     means = [float(np.mean([folds[fold] for folds in whole])) for fold in sorted(whole[0])] if whole else []

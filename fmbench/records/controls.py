@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from fmbench import config as config_lib
 from fmbench.data import fashion_mnist, splits
 from fmbench.errors import UserError
 from fmbench.records import store
-from fmbench.records.schema import FILE_NAME, Count, Environment, Fraction, Seconds, Strict
+from fmbench.records.schema import FILE_NAME, Count, Environment, Fraction, Seconds, Strict, check_config
 from fmbench.system.files import atomic_file
 
 DIRECTORY = "controls"  # of a results directory
@@ -60,7 +61,8 @@ class ControlRecord(Strict):
     environment: Environment  # of the machine; the packages named there are fmbench's
 
     @model_validator(mode="after")
-    def _has_its_epochs(self) -> "ControlRecord":
+    def _agrees_with_itself(self) -> "ControlRecord":
+        check_config(self.config)
         planned = [stage.num_epochs for stage in self.stages]
         if not planned or sum(planned) != len(self.history):
             raise ValueError(f"history has {len(self.history)} epochs, the stages {planned}")
@@ -72,7 +74,7 @@ class ControlRecord(Strict):
 
     @property
     def is_fold(self) -> bool:
-        return bool(self.config["data"]["split"] == "kfold")
+        return bool(self.config["data"].get("split") == "kfold")
 
 
 def control_name(entry: str, framework: str, seed: int) -> str:
@@ -107,12 +109,7 @@ def read_all(results_dir: Path) -> list[ControlRecord]:
     """
     records = []
     for path in sorted((results_dir / DIRECTORY).glob("*.json")):
-        try:
-            record = ControlRecord.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "file"
-            raise UserError(f"{path}: not a valid control, field '{field}': {first['msg']}. Delete it.") from error
+        record = store.read_as(ControlRecord, path, "control", "Delete it.")
         if record.name != path.stem:
             raise UserError(f"{path}: its content says {record.name}; a control must keep its name.")
         _prove(record, path)
@@ -141,9 +138,9 @@ def _prove(record: ControlRecord, path: Path) -> None:
 
 def split(config: dict[str, Any], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Train and validation rows that an entry's config asks for."""
-    data = config["data"]
-    settings = {name: data[name] for name in ("test_size", "random_state", "num_folds", "fold")}
-    return splits.split(labels, data["split"], **settings)
+    flat = config_lib.complete(config)
+    settings = {name: flat[f"data.{name}"] for name in ("test_size", "random_state", "num_folds", "fold")}
+    return splits.split(labels, flat["data.split"], **settings)
 
 
 def accuracy(classes: np.ndarray, labels: np.ndarray) -> float:

@@ -273,9 +273,7 @@ class RunRecord(Strict):
         for field in ("entry", "config_file", "seed", "dtype", "parallel", "batch_size"):
             if self.config.get(field) != getattr(self, field):
                 raise ValueError(f"{field} is {getattr(self, field)}, but config.{field} {self.config.get(field)}")
-        _check_config(self.config, _defaults())
-        for field in {"num_epochs", "data"} - self.config.keys():
-            raise ValueError(f"config.{field} is missing")
+        check_config(self.config)
         if self.num_epochs > self.config.get("num_epochs", 0):
             raise ValueError(f"num_epochs is {self.num_epochs}, more than config.num_epochs")
         return self
@@ -299,6 +297,17 @@ class RunRecord(Strict):
         name += MIXED if self.mixture else ""
         has_suffix = self.data_version == proof.OLD or proof.is_unproven(self.data_version)
         return f"{name}-{self.data_version}" if has_suffix else name
+
+
+def check_config(recorded: dict[str, Any]) -> None:
+    """Refuses a config that no run can have had.
+
+    Raises:
+        ValueError: Names the field.
+    """
+    _check_config(recorded, _defaults())
+    for field in {"num_epochs", "data"} - recorded.keys():
+        raise ValueError(f"config.{field} is missing")
 
 
 def _check_config(recorded: Any, defaults: dict[str, Any], where: str = "config") -> None:

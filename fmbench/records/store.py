@@ -4,9 +4,10 @@ import io
 import os
 import stat
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fmbench.data import fashion_mnist, proof
 from fmbench.errors import UserError
@@ -17,6 +18,8 @@ from fmbench.system.files import atomic_file
 LARGEST_RECORD = 64 << 20
 LARGEST_ARRAY = 64 << 20
 LONGEST_TEXT = 300  # characters of a file that a message repeats
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def check_writable(results_dir: Path) -> None:
@@ -83,16 +86,20 @@ def read(path: Path) -> RunRecord:
     Raises:
         UserError: If the file cannot be read or is no valid record; names the file and the field.
     """
+    return read_as(RunRecord, path, "record", "Delete it and run the entry again.")
+
+
+def read_as(model: type[Model], path: Path, what: str, remedy: str) -> Model:
+    """Reads what stands beside the records, as `read` does; `what` it is, and what to do where it is not valid."""
     try:
-        return RunRecord.model_validate_json(_read_bytes(path, LARGEST_RECORD))
+        return model.model_validate_json(_read_bytes(path, LARGEST_RECORD))
     except OSError as error:
-        raise UserError(f"{path}: cannot read the record ({error.strerror or error}).") from error
+        raise UserError(f"{path}: cannot read the {what} ({error.strerror or error}).") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "file"
         raise UserError(
-            f"{path}: not a valid record, field '{_in_one_line(field)}': {_in_one_line(first['msg'])}. Delete it "
-            "and run the entry again."
+            f"{path}: not a valid {what}, field '{_in_one_line(field)}': {_in_one_line(first['msg'])}. {remedy}"
         ) from error
 
 

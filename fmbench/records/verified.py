@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from fmbench.errors import UserError
+from fmbench.records import store
 from fmbench.records.schema import Count, Environment, Fraction, RunRecord, Strict
 from fmbench.system.files import atomic_file
 
@@ -54,12 +53,7 @@ def read_all(results_dir: Path, records: Mapping[Path, RunRecord]) -> list[tuple
     by_name = {record.name: record for record in records.values()}
     found = []
     for path in sorted((results_dir / "verified").glob("*.json")):
-        try:
-            verification = Verification.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "file"
-            raise UserError(f"{path}: not a verification, field '{field}': {first['msg']}. Delete it.") from error
+        verification = store.read_as(Verification, path, "verification", "Delete it.")
         record = by_name.get(path.stem)
         if not record or (verification.record, verification.predictions_sha256) != (
             record.name,

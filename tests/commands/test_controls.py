@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_a_missing_environment_is_told_in_one_line(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err.startswith("fmbench.reproduction: keras has no environment at ")
 
 
-@pytest.mark.parametrize("which", ["test", "held out", "name", "field", "epochs"])
+@pytest.mark.parametrize("which", ["test", "held out", "name", "field", "epochs", "config"])
 def test_a_forged_control_is_refused(framework, tmp_path, which):
     framework()
     train(tmp_path, "baseline")
@@ -153,10 +154,22 @@ def test_a_forged_control_is_refused(framework, tmp_path, which):
         record["seed"], said = 7, "its content says baseline.*seed7"
     elif which == "field":
         record["num_params"], said = "3", "field 'num_params'"
+    elif which == "config":
+        record["config"]["data"]["split"], said = 3, "config.data.split is 3"
     else:
         record["history"], said = record["history"][1:], "history has 9 epochs, the stages "
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=said):
+        controls.read_all(tmp_path)
+
+
+def test_what_is_no_plain_file_is_refused(framework, tmp_path):
+    framework()
+    train(tmp_path, "fc-a")
+    path = tmp_path / "controls" / "fc-a-torch-seed0.json"
+    path.unlink()
+    os.mkfifo(path)  # whose reader would wait for ever
+    with pytest.raises(UserError, match=r"cannot read the control .*no plain file"):
         controls.read_all(tmp_path)
 
 

@@ -174,7 +174,7 @@ def test_the_leaderboard_says_which_records_were_trained_again(run, record, monk
     [
         ({"predictions_sha256": "0" * 64}, "not of the record of that name"),
         ({"record": "mlp"}, "not of the record of that name"),
-        ({"num_epochs": "1"}, "not a verification, field 'num_epochs'"),
+        ({"num_epochs": "1"}, "not a valid verification, field 'num_epochs'"),
     ],
 )
 def test_a_verification_of_no_record_is_refused(run, record, changes, said):

@@ -118,6 +118,7 @@ def test_what_may_be_no_luck_is_unexplained():
 def control(entry: str, seed: int, *accuracies: float, val_accuracy: float | None = None, **config):
     """A control with these test accuracies after its stages, of one epoch each."""
     record = make_record(entry)
+    config = {"num_epochs": 1, "data": {}} | config
     return ControlRecord(
         created=record.created, framework="keras", system="Keras 3.15.1", versions={}, entry=entry, seed=seed,
         config=config, num_params=1, data_version=record.data_version, data_sha256={}, num_train=1,
