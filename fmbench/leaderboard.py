@@ -1,4 +1,4 @@
-"""Renders the records: results/leaderboard.md and .csv, and the table at the top of the README.
+"""Renders the records: results/leaderboard.md and .csv.
 
 python -m fmbench.leaderboard            write them
 python -m fmbench.leaderboard --check    fail if they, or an accuracy, are not what the records say

@@ -1,4 +1,4 @@
-"""Renders the speed records: results/speedrun.md, and the short table in the README.
+"""Renders the speed records: results/speedrun.md, and the table at the top of the README.
 
 python -m fmbench.speedrun                        write them
 python -m fmbench.speedrun --check                fail if they are not what the records say

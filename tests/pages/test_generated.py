@@ -83,7 +83,7 @@ def hostile(tmp_path, monkeypatch):
         model="=cmd()",
     )
     publish(record, tmp_path / "results")
-    (tmp_path / "README.md").write_text("\n\n".join(leaderboard.README_MARKS + speedrun.README_MARKS))
+    (tmp_path / "README.md").write_text("\n\n".join(speedrun.README_MARKS))
     return tmp_path / "results"
 
 
@@ -98,7 +98,7 @@ def test_no_page_does_what_a_record_says(hostile):
     assert len(lines) == 3  # of the leaderboard, of the speed records, and of their part of the README
     for line in lines:
         assert line.endswith("|")
-        assert line.replace("\\|", "").count("|") in (10, 11, 18)
+        assert line.replace("\\|", "").count("|") in (6, 11, 18)
     (row,) = csv.DictReader(pages[hostile / "leaderboard.csv"].splitlines())
     assert row["model"] == "'=cmd()"
 
@@ -134,3 +134,19 @@ def test_a_text_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "README.md").write_bytes("<!-- a --> d\xe9j\xe0 <!-- b -->".encode("latin-1"))
     with pytest.raises(UserError, match=r"README\.md is no UTF-8 text \(byte 12\); save it as UTF-8"):
         generated.between_marks(tmp_path / "README.md", ("<!-- a -->", "<!-- b -->"), [])
+
+
+def test_what_stands_around_the_marks_is_kept(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_bytes("# Títle\r\n<a>\nold\n<b>\n\nThe end.\r\n".encode())
+    written = "# Títle\r\n<a>\n\nnew\n\nnewer\n\n<b>\n\nThe end.\r\n"
+    assert generated.between_marks(page, ("<a>", "<b>"), ["new", "newer"]) == {page: written}
+    page.write_text("# Title\n")
+    assert generated.between_marks(page, ("<a>", "<b>"), ["new"]) == {}
+
+
+@pytest.mark.parametrize("text", ["<a>", "<b>", "<b><a>", "<a><a><b>", "<a><b><b>", "<a><b><a><b>"])
+def test_marks_that_make_no_place_are_refused(tmp_path, text):
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(UserError, match=r"page\.md: needs <a> and, below it, <b>, once each"):
+        generated.between_marks(tmp_path / "page.md", ("<a>", "<b>"), [])

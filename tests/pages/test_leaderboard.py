@@ -21,7 +21,6 @@ from fmbench.records import schema, store
 from fmbench.records.schema import RunRecord
 
 REPOSITORY = Path(__file__).parents[2]
-MARKS = "\n\n".join(leaderboard.README_MARKS)
 
 
 @pytest.fixture(autouse=True)
@@ -127,15 +126,12 @@ def test_rows_stand_by_accuracy_and_share_a_rank_where_the_test_cannot_tell(resu
 
 
 def test_a_single_seed_stands_where_it_came_without_a_rank(results_dir, run):
-    (results_dir.parent / "README.md").write_text(MARKS)
     for entry, wrong, num_seeds in [("a", 0, 1), ("b", 5, 2), ("c", 30, 1), ("d", 60, 2), ("e", 90, 1)]:
         for seed in range(num_seeds):
             publish(make_record(entry, seed, wrong=wrong), results_dir, wrong=wrong)
     run()
     rows = [(row[0], row[1][1]) for row in table(results_dir)]
     assert rows == [("n = 1", "a"), ("1", "b"), ("n = 1", "c"), ("2", "d"), ("n = 1", "e")]
-    ((*in_readme,),) = tables((results_dir.parent / "README.md").read_text())
-    assert [(row[0], row[1][1]) for row in in_readme] == rows
     assert [line["rank"] for line in csv_rows(results_dir)] == ["", "1", "", "2", ""]
 
 
@@ -311,8 +307,6 @@ def test_different_old_data_are_not_ranked_together(results_dir, run):
 
 
 def test_other_data_have_a_page_of_their_own_and_are_checked(results_dir, run):
-    readme = results_dir.parent / "README.md"
-    readme.write_text(MARKS)
     publish_labels(results_dir)
     publish(make_record("a", wrong=0), results_dir, wrong=0)
     for version, wrong in (("unproven-00000000", 10), ("unproven-11111111", 20)):
@@ -326,7 +320,7 @@ def test_other_data_have_a_page_of_their_own_and_are_checked(results_dir, run):
         "Not finished",
     ]
     assert [[row[3] for row in rows] for rows in tables(text)][:2] == [["95.00 (1)"], ["90.00 (1)"]]
-    for page in (results_dir / "leaderboard.md", results_dir / "leaderboard.csv", readme):
+    for page in (results_dir / "leaderboard.md", results_dir / "leaderboard.csv"):
         assert "a](" in page.read_text() or page.suffix == ".csv"
         assert not re.search("theirs|stopped|unproven", page.read_text())
     edit(path, test_accuracy=0.99)
@@ -354,16 +348,11 @@ def test_standard_data_that_need_not_be_proven_are_of_one_row_with_the_others(re
 
 
 def test_the_sample_never_reaches_the_leaderboard(results_dir, run):
-    (results_dir.parent / "README.md").write_text(MARKS)
     publish(make_record("cheat", data_version="sample"), results_dir)
     publish(make_unfinished("interrupted", "cheat", 1, data_version="sample"), results_dir)
     assert run()[0] == 0
-    for path in (
-        results_dir / "leaderboard.md",
-        results_dir / "leaderboard.csv",
-        results_dir.parent / "README.md",
-    ):
-        assert "cheat" not in path.read_text()
+    for name in ("leaderboard.md", "leaderboard.csv"):
+        assert "cheat" not in (results_dir / name).read_text()
     assert "No records yet" in (results_dir / "leaderboard.md").read_text()
 
 
@@ -468,8 +457,7 @@ def test_a_copied_record_is_no_further_seed(results_dir, run):
 
 @pytest.fixture
 def published(results_dir, run) -> Path:
-    """A results folder and README as they should be; the record's path."""
-    (results_dir.parent / "README.md").write_text(f"# Title\n\n{MARKS}\n\nThe end.\n")
+    """A results folder as it should be; the record's path."""
     path = publish(make_record(), results_dir)
     assert run()[0] == 0
     return path
@@ -483,7 +471,7 @@ def test_check_agrees_with_what_was_just_written(published, run):
     assert snapshot(published.parents[2]) == before
 
 
-@pytest.mark.parametrize("name", ["results/leaderboard.md", "results/leaderboard.csv", "README.md"])
+@pytest.mark.parametrize("name", ["results/leaderboard.md", "results/leaderboard.csv"])
 def test_check_names_a_file_that_is_out_of_date_and_mends_nothing(published, run, name):
     stale = published.parents[2] / name
     stale.write_text(stale.read_text().replace("90.00", "99.00").replace("0.9,", "0.99,"))
@@ -560,15 +548,13 @@ def test_a_damaged_record_is_one_line(published, run):
     assert err.startswith(f"fmbench.leaderboard: {published}: not a valid record, field 'file'")
 
 
-# Folders and the README.
+# Folders.
 
 
 def test_no_records_make_an_empty_leaderboard(results_dir, run):
-    (results_dir.parent / "README.md").write_text(f"a{MARKS}b")
     assert run()[0] == 0
     assert "No records yet" in (results_dir / "leaderboard.md").read_text()
     assert (results_dir / "leaderboard.csv").read_text() == ""
-    assert (results_dir.parent / "README.md").read_text() == f"a{MARKS}b"
     assert run("--check")[0] == 0
 
 
@@ -591,45 +577,7 @@ def test_a_file_that_cannot_be_written_is_one_line(results_dir, run):
     assert [path.name for path in results_dir.iterdir()] == ["leaderboard.md"]
 
 
-def test_the_readme_gets_the_table_between_its_marks_and_keeps_the_rest(results_dir, run):
-    readme = results_dir.parent / "README.md"
-    begin, end = leaderboard.README_MARKS
-    readme.write_bytes(f"# Títle\r\n{begin}\nold\n{end}\n\nThe end.\r\n".encode())
-    publish(make_record(), results_dir)
-    assert run()[0] == 0
-    before, _, rest = readme.read_bytes().decode().partition(begin)
-    middle, _, after = rest.partition(end)
-    assert (before, after) == ("# Títle\r\n", "\n\nThe end.\r\n")
-    assert "old" not in middle
-    assert tables(middle)[0][0][1] == "[mlp](configs/mlp.py)"
-    written = readme.read_bytes()
-    assert run()[0] == 0
-    assert readme.read_bytes() == written
-
-
-def test_a_readme_without_marks_is_left_alone(results_dir, run):
-    readme = results_dir.parent / "README.md"
-    readme.write_text("# Title\n")
-    before = snapshot(results_dir.parent)[readme]
-    assert run()[0] == 0
-    assert snapshot(results_dir.parent)[readme] == before
-
-
-@pytest.mark.parametrize("order", ["b", "e", "eb", "bbe", "bee", "bebe"])
-def test_marks_that_make_no_place_are_refused(results_dir, run, order):
-    readme = results_dir.parent / "README.md"
-    marks = dict(zip("be", leaderboard.README_MARKS, strict=True))
-    text = "start\n" + "\n".join(marks[letter] for letter in order) + "\nprecious\n"
-    readme.write_text(text)
-    code, _, err = run()
-    assert code == 2
-    assert f"{readme}: needs {marks['b']} and, below it, {marks['e']}, once each" in err
-    assert readme.read_text() == text
-    assert list(results_dir.iterdir()) == []
-
-
 def test_the_command_works_in_a_terminal_that_knows_only_ascii(results_dir):
-    (results_dir.parent / "README.md").write_text(f"90 ± 1 %\n{MARKS}\n", encoding="utf-8")
     publish(make_unfinished("diverged"), results_dir)  # for which no labels are needed
     for path, text in leaderboard.render(results_dir, store.read_all(results_dir)).items():
         path.write_bytes(text.encode())
