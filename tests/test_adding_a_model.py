@@ -1,4 +1,4 @@
-"""The README's way to a model of one's own, typed word by word into a copy of the repository."""
+"""docs/adding_a_model.md, typed word by word into a copy of the repository."""
 
 import os
 import re
@@ -18,9 +18,8 @@ SMALLER = ("--config.data.source=sample", "--config.num_epochs=1", "--config.bat
 pytestmark = pytest.mark.slow
 
 
-def section() -> str:
-    text = (REPOSITORY / "README.md").read_text()
-    return text.partition("\n## Adding a model\n")[2].partition("\n## ")[0]
+def page() -> str:
+    return (REPOSITORY / "docs" / "adding_a_model.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[tuple[str, str]]:
@@ -52,14 +51,14 @@ def follow(folder: Path, said: str, code: str, path: Path | None) -> Path:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """The repository's files without its results, in which the README's steps are done."""
+    """The repository's files without its results, in which the page's steps are done."""
     folder = tmp_path_factory.mktemp("copy") / "fmbench"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True, text=True)
     for name in filter(None, listed.stdout.split("\0")):
         if not name.startswith("results/") and (REPOSITORY / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, folder / name)
-    inside = section().partition("**Without a fork**")[0]
+    inside = page().partition("**Without a fork**")[0]
     path = None
     for said, code in blocks(inside, "python"):
         path = follow(folder, said, code, path)
@@ -81,7 +80,7 @@ def run(folder: Path, *command: str, repository: Path) -> str:
 
 
 def test_a_model_that_was_added_trains(copy):
-    said = section().partition("**Without a fork**")[0]
+    said = page().partition("**Without a fork**")[0]
     ((_, commands),) = blocks(said, "bash")
     training, tests = commands.splitlines()
     assert (training.split()[:3], tests) == (["python", "-m", "fmbench.main"], "./test.sh")
@@ -123,7 +122,7 @@ def test_the_tests_that_know_of_models_and_configs_pass_with_it(copy):
 
 
 def test_the_same_model_trains_without_a_fork(tmp_path):
-    inside, _, outside = section().partition("**Without a fork**")
+    inside, _, outside = page().partition("**Without a fork**")
     (tmp_path / "mypackage").mkdir()
     (tmp_path / "mypackage" / "nets.py").write_text(blocks(inside, "python")[0][1])
     ((said, config),) = blocks(outside, "python")
