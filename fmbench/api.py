@@ -26,7 +26,7 @@ def train(
     config: str,
     *,
     workdir: str | PathLike[str] | None = None,
-    results_dir: str | PathLike[str] = "results",
+    results_dir: str | PathLike[str] | None = None,
     force: bool = False,
     **overrides: Any,
 ) -> RunRecord:
@@ -40,7 +40,7 @@ def train(
     Args:
         config: As --config has it: 'mlp', 'speedrun:94', the path of a file.
         workdir: Work directory of the run. Default: workdirs/<name of the record>.
-        results_dir: The record goes to <results_dir>/runs.
+        results_dir: The record goes to <results_dir>/runs. Default: `default_results_dir`.
         force: Start anew, throwing away what the work directory holds.
         overrides: Fields of the config by their dotted names, see `fmbench train --help`.
 
@@ -51,10 +51,11 @@ def train(
         UserError: If something that was given cannot be used.
         KeyboardInterrupt: If the run was stopped.
     """
+    resolved = entries.resolve(config, overrides)
     (record,) = run(
-        entries.resolve(config, overrides),
-        None if workdir is None else local_path(workdir),
-        local_path(results_dir),
+        resolved,
+        local_path(workdir or default_workdir(resolved)),
+        local_path(results_dir or default_results_dir(resolved)),
         force=force,
     )
     if record.status == "interrupted":
@@ -64,17 +65,22 @@ def train(
 
 def run(
     config: config_dict.ConfigDict,
-    workdir: Path | None,
+    workdir: Path,
     results_dir: Path,
     *,
     seeds: Sequence[int] = (),
     force: bool = False,
 ) -> list[RunRecord]:
-    """Trains a config from `entries.resolve`, with its own seed or several in one program: a record for each.
-
-    `workdir` is by default named like the record but for the machine, by the first seed and how many others.
-    """
+    """Trains a config from `entries.resolve`, with its own seed or several in one program: a record for each."""
     logging.set_verbosity(logging.ERROR)  # Orbax has much to say
+    runtime.set_up()
+    seeds = seeds or (config.seed,)
+    with memory.explained(config, seeds):
+        return train_seeds(config, seeds, workdir, results_dir=results_dir, force=force)
+
+
+def default_workdir(config: config_dict.ConfigDict, seeds: Sequence[int] = ()) -> Path:
+    """In workdirs/, named like the record but for the machine, by the first seed and how many others."""
     runtime.set_up()
     seeds = seeds or (config.seed,)
     name = schema.workdir_name(config.entry, machine.environment(ask_driver=False), config.dtype, seeds[0])
@@ -82,9 +88,14 @@ def run(
         name += f"-with{'-'.join(map(str, seeds[1:]))}"
     if config.data.source in ("csv", "idx"):  # of which version is not known before they are read
         name += f"-{config.data.source}"
-    workdir = workdir or Path("workdirs") / name
-    with memory.explained(config, seeds):
-        return train_seeds(config, seeds, workdir, results_dir=results_dir, force=force)
+    return Path("workdirs") / name
+
+
+def default_results_dir(config: config_dict.ConfigDict) -> Path:
+    """results/, where records are ranked and kept; trials/, where flags or edits changed the entry or the code."""
+    runtime.set_up()
+    is_trial = "+" in config.entry or machine.environment(ask_driver=False).git_dirty
+    return Path("trials" if is_trial else "results")
 
 
 def read_records(results_dir: str | PathLike[str] = "results") -> list[RunRecord]:

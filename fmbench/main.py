@@ -14,17 +14,22 @@ Stopped by Ctrl-C or SIGTERM, a run saves a checkpoint; the same command goes on
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import config_dict
 
 from fmbench import config, entries
-from fmbench.distributed import meeting
+from fmbench.distributed import meeting, team
 from fmbench.errors import UserError
 from fmbench.system import command_line
+
+if TYPE_CHECKING:
+    from fmbench.records.schema import RunRecord
 
 # What takes JAX is imported in the functions: help, and the answer to a mistake, should not wait for it.
 
@@ -44,8 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--results_dir",
         type=Path,
-        default=Path("results"),
-        help="of the records (default: results)",
+        help="of the records (default: results; trials, if flags or edits change the entry or the code)",
     )
     parser.add_argument(
         "--machine",
@@ -100,10 +104,29 @@ def main() -> None:
             stack.enter_context(meeting.joined(place, lambda: _identity(run_config, arguments.seeds)))
         from fmbench import api
 
-        records = api.run(
-            run_config, arguments.workdir, arguments.results_dir, seeds=arguments.seeds, force=arguments.force
-        )
+        workdir = arguments.workdir or api.default_workdir(run_config, arguments.seeds)
+        results_dir = arguments.results_dir or api.default_results_dir(run_config)
+        records = api.run(run_config, workdir, results_dir, seeds=arguments.seeds, force=arguments.force)
+        if team.present().is_first:
+            _say_what_is_where(records, workdir, results_dir)
     sys.exit(max({"completed": 0, "diverged": 3, "interrupted": 130}[record.status] for record in records))
+
+
+def _say_what_is_where(records: "list[RunRecord]", workdir: Path, results_dir: Path) -> None:
+    """Where the runs that were completed left what, and what one may do with it next."""
+    for record in records:
+        if record.status == "completed":
+            folder = workdir / f"seed{record.seed}" if len(records) > 1 else workdir
+            lines = [
+                f"record: {results_dir / 'runs' / record.name}.json",
+                f"model: {folder / 'model'}",
+                f"curves: {folder / 'metrics.jsonl'}, and tensorboard --logdir={shlex.quote(str(folder))} "
+                "(pip install tensorboard)",
+                f"next: fmbench evaluate --model={shlex.quote(str(folder))}",
+                f"      fmbench figures --model={shlex.quote(str(folder))}",
+                f"      fmbench leaderboard --results_dir={shlex.quote(str(results_dir))}",
+            ]
+            print("\n".join(lines), file=sys.stderr)
 
 
 def _meeting_place(arguments: argparse.Namespace) -> meeting.Place | None:
@@ -163,7 +186,11 @@ def print_summary(run_config: config_dict.ConfigDict) -> None:
     terminal = sys.stdout.isatty()
     console = {"force_terminal": terminal} if terminal else {"force_terminal": False, "width": 160}
     shape = (run_config.model.num_features,) if run_config.features.backbone else (28, 28, 1)
-    print(nnx.tabulate(model, jnp.zeros((1, *shape)), compute_flops=True, console_kwargs=console))
+    image = jnp.zeros((1, *shape))
+    print(nnx.tabulate(model, image, compute_flops=True, console_kwargs=console).rstrip())
+    graphdef, arrays = nnx.split(model)
+    lowered = jax.jit(lambda arrays, image: nnx.merge(graphdef, arrays)(image)).lower(arrays, image)
+    print(f"FLOPs of an image, forward: {(lowered.cost_analysis() or {})['flops']:,.0f}")
 
 
 def _describe_fields() -> str:

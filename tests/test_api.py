@@ -3,13 +3,14 @@
 import inspect
 import re
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fmbench
-from fmbench import api
+from fmbench import api, entries
 from fmbench.data import fashion_mnist
 from fmbench.records.schema import RunRecord
 
@@ -32,7 +33,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        record = fmbench.train("mlp", workdir=WORKDIR, **QUICK)
+        record = fmbench.train("mlp", workdir=WORKDIR, results_dir="results", **QUICK)
     return folder, record
 
 
@@ -158,3 +159,13 @@ def test_an_interrupted_run_is_an_interrupt(here, monkeypatch):
 def test_a_folder_without_records_is_named(tmp_path):
     with pytest.raises(fmbench.UserError, match="holds no records"):
         fmbench.read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "git_dirty", "folder"),
+    [({}, False, "results"), ({}, None, "results"), ({}, True, "trials"), ({"num_epochs": 2}, False, "trials")],
+)
+def test_what_was_changed_does_not_go_where_records_are_kept(monkeypatch, overrides, git_dirty, folder):
+    environment = api.machine.environment(ask_driver=False).model_copy(update={"git_dirty": git_dirty})
+    monkeypatch.setattr(api.machine, "environment", lambda ask_driver: environment)
+    assert api.default_results_dir(entries.resolve("mlp", overrides)) == Path(folder)

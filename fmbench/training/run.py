@@ -196,7 +196,7 @@ def _run(
         if ends_epoch:
             rate = float(plan.schedule(step - 1))
             epochs = [lane.diary.end_epoch(plan.data, step, rate, lane.evaluations) for lane in going]
-            display.line(_epoch_line(epochs, config.num_epochs))
+            display.end_epoch(step, _epoch_line(epochs, config.num_epochs), _watched(epochs))
             for lane, writer in zip(lanes, writers, strict=True):
                 if not lane.diary.diverged:
                     writer.write(**lane.diary.history[-1])
@@ -469,26 +469,38 @@ def _name(lanes: list[Lane]) -> str:
 
 def _first_line(lanes: list[Lane], plan: Plan, state: TrainState) -> str:
     config = lanes[0].config
+    convolutions = ""
+    if any(leaf.ndim - plan.data.seed.ndim == 4 for leaf in jax.tree.leaves(state.params)):
+        where = "oneDNN" if layers.convolves_in_onednn() and len(lanes) == 1 else "XLA"
+        convolutions = f", convolutions in {where}"
     return (
         f"{_name(lanes)}: {steps.count(state.params) // len(lanes):,} trainable parameters, "
-        f"{plan.data.num_train:,} train images, {config.num_epochs} epochs of {plan.data.steps_per_epoch} steps, "
-        f"{config.dtype} on {machine.describe_devices()}, "
-        f"convolutions in {'oneDNN' if layers.convolves_in_onednn() and len(lanes) == 1 else 'XLA'}"
+        f"{plan.data.num_train:,} train images, {_counted(config.num_epochs, 'epoch')} of "
+        f"{_counted(plan.data.steps_per_epoch, 'step')}, {config.dtype} on {machine.describe_devices()}"
+        f"{convolutions}"
+    )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
+def _watched(epochs: list[dict[str, Any]]) -> str:
+    """The watched split's accuracy, of one seed or the mean of several; '' where none is watched."""
+    return "".join(
+        f", {name.partition('_')[0]} accuracy {statistics.fmean(epoch[name] for epoch in epochs):.2%}"
+        for name in ("val_accuracy", "test_accuracy")
+        if name in epochs[0]
     )
 
 
 def _epoch_line(epochs: list[dict[str, Any]], num_epochs: int) -> str:
     """Of one seed, or the means of several."""
     epoch = {name: statistics.fmean(one[name] for one in epochs) for name in epochs[0]}
-    watched = "".join(
-        f", {name.partition('_')[0]} accuracy {epoch[name]:.2%}"
-        for name in ("val_accuracy", "test_accuracy")
-        if name in epoch
-    )
     seeds = f", mean of {len(epochs)} seeds" if len(epochs) > 1 else ""
     return (
         f"epoch {epoch['epoch']:.0f}/{num_epochs}{seeds}: loss {epoch['train_loss']:.4f}, "
-        f"train accuracy {epoch['train_accuracy']:.2%}{watched}, "
+        f"train accuracy {epoch['train_accuracy']:.2%}{_watched(epochs)}, "
         f"{epoch['train_images_per_sec']:,.0f} images/s, {epoch['train_seconds']:.2f} s"
     )
 

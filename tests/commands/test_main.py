@@ -27,6 +27,11 @@ def test_piped_output_is_plain_lines(run_main, tmp_path):
     assert re.search(r"^epoch 2/2: loss [\d.]+, train accuracy [\d.]+%", done.stderr, re.MULTILINE)
     assert "\r" not in done.stderr
     assert "\x1b" not in done.stderr
+    assert " 2 epochs of " in done.stderr
+    assert "convolutions" not in done.stderr  # an MLP has none
+    (record,) = (tmp_path / "results" / "runs").glob("*.json")
+    assert f"\nrecord: {record}\nmodel: {tmp_path / 'work' / 'model'}\n" in done.stderr
+    assert f"\nnext: fmbench evaluate --model={tmp_path / 'work'}\n" in done.stderr
 
 
 def test_seconds_to_the_first_step_begin_with_the_process(run_main, tmp_path):

@@ -1,14 +1,18 @@
-"""Lines in metrics.jsonl, and events for TensorBoard."""
+"""Lines in metrics.jsonl, events for TensorBoard, and the bar."""
 
+import io
 import json
+import re
 import struct
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from fmbench.training.reporting import MetricWriter
+from fmbench.training.reporting import MetricWriter, Progress
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -74,3 +78,18 @@ def test_tensorboard_gets_every_scalar(tmp_path):
         scalars |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
         content = content[16 + length :]
     assert scalars == {(7, "loss"): 0.5, (7, "accuracy"): 0.75}
+
+
+def test_the_bar_shows_validation_and_comes_to_its_end(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    display = Progress(num_steps=4, first_step=0, batch_size=8)
+    display.end_epoch(2, "epoch 1/2: loss 1.0000", ", val accuracy 90.12%")
+    display.update(3, 2, {"loss": jnp.ones(1), "accuracy": jnp.ones(1)})
+    display.end_epoch(4, "epoch 2/2: loss 0.5000", ", val accuracy 91.00%")
+    display.close()
+    said = terminal.getvalue()
+    assert "epoch 1/2: loss 1.0000\n" in said
+    assert re.search(r"loss 1.0000, accuracy 100.00%, [\d,]+ img/s, val accuracy 90.12%", said)
+    assert re.search(r"100%\|", said.rpartition("\r")[2])
