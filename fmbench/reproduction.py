@@ -1,5 +1,7 @@
 """Renders results/reproduction.md: what the reference systems published, beside what their entries gave here.
 
+The tables of docs/audit.md, of public claims and of doubtful labels, are written with it.
+
 python -m fmbench.reproduction            write it
 python -m fmbench.reproduction --check    fail if it is not what the records say
 python -m fmbench.reproduction --controls=keras,torch

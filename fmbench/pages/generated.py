@@ -79,8 +79,12 @@ def cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and re.match(r"\s*[=+@-]|[\t\r\n]", value) else value
 
 
-def between_marks(path: Path, marks: tuple[str, str], parts: Sequence[str]) -> dict[Path, str]:
+def between_marks(
+    path: Path, marks: tuple[str, str], parts: Sequence[str], text: str | None = None
+) -> dict[Path, str]:
     """The file with `parts`, apart by empty lines, in the place of what stands between its two marks.
+
+    `text` stands for what the file holds, where it has other marks, which have been served.
 
     Returns:
         Path and text; nothing, if there is no such file or it has no marks.
@@ -89,7 +93,8 @@ def between_marks(path: Path, marks: tuple[str, str], parts: Sequence[str]) -> d
         UserError: If the marks are not in order.
     """
     try:
-        text = path.read_bytes().decode() if path.exists() else ""
+        if text is None:
+            text = path.read_bytes().decode() if path.exists() else ""
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     if not any(mark in text for mark in marks):

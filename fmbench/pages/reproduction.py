@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from fmbench.data import proof
-from fmbench.pages import leaderboard
+from fmbench.pages import audit, leaderboard
 from fmbench.records import controls, store
 from fmbench.records.controls import ControlRecord
 from fmbench.records.schema import RunRecord
@@ -160,7 +160,8 @@ def files(results_dir: Path) -> dict[Path, str]:
     marked = leaderboard.implausible(records)
     runs = [run for path, run in records.items() if path not in marked]
     fold_runs = store.read_all(results_dir / "cross_validation").values()
-    return {results_dir / "reproduction.md": render(runs, fold_runs, controls.read_all(results_dir))}
+    page = render(runs, fold_runs, controls.read_all(results_dir))
+    return {results_dir / "reproduction.md": page} | audit.files(results_dir, records)
 
 
 def _counts(run: RunRecord) -> bool:
