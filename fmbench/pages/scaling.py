@@ -94,7 +94,8 @@ def render_measurements(one: OneCore, rows: Sequence[Measurement]) -> str:
         f"Measured here, a core to each process: {one.cores} cores, so that more processes than that share them. "
         f"A core multiplies matrices at {one.flops_per_sec / 1e9:,.1f} GFLOP/s, of which the single process's "
         f"training reaches {one.utilisation:.0%}: its row agrees with its prediction by construction. All-reduces "
-        "are gloo's over loopback, timed alone. Speed-up is against one process.\n",
+        "are gloo's over loopback, timed alone. Of repeated work the fastest counts: products, all-reduces, "
+        "epochs. Speed-up is against one process.\n",
         "| processes | computes, ms (predicted) | all-reduces, ms (timed alone) | step, ms: predicted, full to no "
         "overlap | step, ms: measured | speed-up: predicted | measured | others' share of the cores |",
         "|--:|--:|--:|--:|--:|--:|--:|--:|",

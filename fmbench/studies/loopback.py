@@ -1,7 +1,8 @@
 """What scaling is on this machine: an entry trained by 1, 2, 4, ... processes, each on one core, over loopback.
 
 Process i has core i, and where there are more processes than cores, shares it. What predictions take as given, a
-core's matrix products and gloo's all-reduces, is timed by processes of `python -m fmbench.studies.loopback`.
+core's matrix products and gloo's all-reduces, is timed by processes of `python -m fmbench.studies.loopback`. Of
+repeated work the fastest counts, for others may have the cores meanwhile.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import json
 import os
 import resource
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,15 +23,17 @@ from fmbench.errors import UserError
 from fmbench.records import store
 from fmbench.studies.compiled_step import CompiledStep
 from fmbench.system import load
+from fmbench.system.peers import last_line
 
-REPETITIONS = 30  # of each all-reduce
+REPETITIONS = 100  # of each all-reduce
+CALIBRATIONS = 3
 
 
 class Measurement(NamedTuple):
     """A training, by processes of a core each, and what was predicted of its step."""
 
     step: CompiledStep
-    step_seconds: float  # median of the epochs' means
+    step_seconds: float  # mean of the fastest epoch
     all_reduce_seconds: float  # of all collectives of a step, timed alone
     compute_seconds: float  # predicted; by the measured single process's utilisation
     others_share: float | None  # of the machine's cores, that other processes had meanwhile
@@ -62,17 +64,17 @@ def measure(
     if not hasattr(os, "sched_setaffinity"):
         raise UserError("--measure binds each process to a core, which this system has no way to do; use Linux.")
     cores = len(os.sched_getaffinity(0))
-    (calibrated,) = _run_workers([["matmul", dtype]])
+    (flops_per_sec,) = _run_workers(["matmul", dtype])
     trained = []
     for step in steps:
         sizes = [str(collective.payload_bytes) for collective in step.collectives]
         times = [0.0] * len(sizes)
         if step.devices > 1:
-            times, *_ = _run_workers([["all_reduce", *sizes]], size=step.devices)
+            times, *_ = _run_workers(["all_reduce", *sizes], size=step.devices)
         seconds = sum(time * collective.times for time, collective in zip(times, step.collectives, strict=True))
         trained.append((step, *_train(flags, step, num_epochs), seconds))
     alone, alone_seconds, *_ = trained[0]
-    one = OneCore(calibrated[0], alone.flops / alone_seconds / calibrated[0], cores)
+    one = OneCore(flops_per_sec, alone.flops / alone_seconds / flops_per_sec, cores)
     return one, [
         Measurement(step, seconds, all_reduce, _compute_seconds(step, one), others)
         for step, seconds, others, all_reduce in trained
@@ -100,7 +102,7 @@ def _train(flags: Sequence[str], step: CompiledStep, num_epochs: int) -> tuple[f
         wall = (time.monotonic() - began) * len(os.sched_getaffinity(0))
         (record,) = store.read_all(Path(directory) / "r").values()
     steps_per_epoch = record.num_steps / len(record.history)
-    seconds = statistics.median(epoch.train_seconds for epoch in record.history) / steps_per_epoch
+    seconds = min(epoch.train_seconds for epoch in record.history) / steps_per_epoch
     return seconds, None if others is None else max(0.0, others - used) / wall
 
 
@@ -121,9 +123,9 @@ def _meetings(size: int) -> list[list[str]]:
     ]
 
 
-def _run_workers(tasks: list[list[str]], size: int = 1) -> list[Any]:
+def _run_workers(task: list[str], size: int = 1) -> list[Any]:
     """What each process of this module's `main` prints."""
-    command = [sys.executable, "-m", "fmbench.studies.loopback", *tasks[0]]
+    command = [sys.executable, "-m", "fmbench.studies.loopback", *task]
     return [json.loads(said) for said in _run_all([[*command, *meet] for meet in _meetings(size)]) if said]
 
 
@@ -139,21 +141,23 @@ def _run_all(commands: list[list[str]]) -> list[str]:
         processes = []
         for index, command in enumerate(commands):
             with _bound_to(cores[index % len(cores)]):
+                errors = stack.enter_context(tempfile.TemporaryFile("w+"))
                 process = subprocess.Popen(
                     command,
                     env=environ,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
-                    stderr=stack.enter_context(tempfile.TemporaryFile("w+")),
+                    stderr=errors,
                     text=True,
                 )
             stack.callback(process.wait)
             stack.callback(process.kill)
-            processes.append(process)
-        said = [process.communicate()[0] for process in processes]
-        for process, command in zip(processes, commands, strict=True):
+            processes.append((process, errors))
+        said = [process.communicate()[0] for process, _ in processes]
+        for process, errors in processes:
             if process.returncode:
-                raise UserError(f"{' '.join(command)} ended with exit code {process.returncode}.")
+                errors.seek(0)
+                raise UserError(f"a process of --measure ended: {last_line(errors.read())}")
     return said
 
 
@@ -169,7 +173,7 @@ def _bound_to(core: int) -> Iterator[None]:
 
 
 def _time_all_reduces(sizes: Sequence[int]) -> list[float]:
-    """Median seconds of an all-reduce of so many bytes of float32, over all processes."""
+    """Seconds of an all-reduce of so many bytes of float32, over all processes."""
     import jax
     import numpy as np
 
@@ -177,16 +181,16 @@ def _time_all_reduces(sizes: Sequence[int]) -> list[float]:
 
     mesh = parallel.make_mesh()
     add = jax.jit(parallel.map_over(mesh, lambda x: jax.lax.psum(x, parallel.AXIS)))
-    medians = []
+    fastest = []
     for size in sizes:
         x = parallel.replicate(np.ones(max(1, size // 4), np.float32), mesh)
         seconds = []
-        for _ in range(REPETITIONS + 1):
+        for _ in range(REPETITIONS):
             begin = time.perf_counter()
             add(x).block_until_ready()
             seconds.append(time.perf_counter() - begin)
-        medians.append(statistics.median(seconds[1:]))
-    return medians
+        fastest.append(min(seconds))
+    return fastest
 
 
 def main() -> None:
@@ -195,16 +199,16 @@ def main() -> None:
     if task == "matmul":
         from fmbench.records import calibration
 
-        print(json.dumps([calibration.measure().matmul_flops_per_sec[rest[0]]]))
+        print(json.dumps(max(calibration.measure().matmul_flops_per_sec[rest[0]] for _ in range(CALIBRATIONS))))
         return
     sizes = [int(word) for word in rest if word.isdigit()]
     given = dict(word.removeprefix("--").split("=") for word in rest if "=" in word)
     index = int(given["process_id"])
     place = meeting.Place(given["coordinator_address"], int(given["num_processes"]), index, 60.0)
     with meeting.joined(place, dict):
-        medians = _time_all_reduces(sizes)
+        fastest = _time_all_reduces(sizes)
         if index == 0:
-            print(json.dumps(medians))
+            print(json.dumps(fastest))
 
 
 if __name__ == "__main__":
