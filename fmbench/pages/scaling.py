@@ -93,25 +93,25 @@ def render_measurements(one: OneCore, rows: Sequence[Measurement]) -> str:
     lines = [
         f"Measured here, a core to each process: {one.cores} cores, so that more processes than that share them. "
         f"A core multiplies matrices at {one.flops_per_sec / 1e9:,.1f} GFLOP/s, of which the single process's "
-        f"training reaches {one.utilisation:.0%}: its row agrees with its prediction by construction. All-reduces "
-        "are gloo's over loopback, timed alone. Of repeated work the fastest counts: products, all-reduces, "
-        "epochs. Speed-up is against one process.\n",
+        f"training reaches {one.utilisation:.0%} by its core-seconds: those of its row agree by construction. "
+        "All-reduces are gloo's over loopback, timed alone. Of repeated work the fastest counts: products, "
+        "all-reduces, epochs. Predictions are for cores that nobody else uses.\n",
         "| processes | computes, ms (predicted) | all-reduces, ms (timed alone) | step, ms: predicted, full to no "
-        "overlap | step, ms: measured | speed-up: predicted | measured | others' share of the cores |",
-        "|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "overlap | measured | core-ms a step: predicted | measured | speed-up: predicted | measured | others' "
+        "share of the cores |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     alone = rows[0]
     for row in rows:
-        least, most = (
-            max(row.compute_seconds, row.all_reduce_seconds),
-            row.compute_seconds + row.all_reduce_seconds,
-        )
+        compute, all_reduce, devices = row.compute_seconds, row.all_reduce_seconds, row.step.devices
+        least, most = max(compute, all_reduce), compute + all_reduce
+        core_seconds = compute * min(devices, one.cores)
         others = "unknown" if row.others_share is None else f"{row.others_share:.0%}"
         busy = " (busy)" if (row.others_share or 0) > BUSY else ""
         lines.append(
-            f"| {row.step.devices} | {row.compute_seconds * 1e3:,.2f} | {row.all_reduce_seconds * 1e3:,.2f} | "
-            f"{least * 1e3:,.2f} to {most * 1e3:,.2f} | {row.step_seconds * 1e3:,.2f} | "
-            f"{alone.step_seconds / most:.2f} to {alone.step_seconds / least:.2f} | "
-            f"{alone.step_seconds / row.step_seconds:.2f} | {others}{busy} |"
+            f"| {devices} | {compute * 1e3:,.2f} | {all_reduce * 1e3:,.2f} | {least * 1e3:,.2f} to "
+            f"{most * 1e3:,.2f} | {row.step_seconds * 1e3:,.2f} | {core_seconds * 1e3:,.2f} | "
+            f"{row.core_seconds * 1e3:,.2f} | {alone.compute_seconds / most:.2f} to "
+            f"{alone.compute_seconds / least:.2f} | {alone.step_seconds / row.step_seconds:.2f} | {others}{busy} |"
         )
     return "\n".join(lines) + "\n"

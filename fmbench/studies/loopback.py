@@ -34,8 +34,9 @@ class Measurement(NamedTuple):
 
     step: CompiledStep
     step_seconds: float  # mean of the fastest epoch
+    core_seconds: float  # of a step, over all processes; of the epoch with the fewest
     all_reduce_seconds: float  # of all collectives of a step, timed alone
-    compute_seconds: float  # predicted; by the measured single process's utilisation
+    compute_seconds: float  # predicted, by the single process's utilisation; of each, were the cores its own
     others_share: float | None  # of the machine's cores, that other processes had meanwhile
 
 
@@ -43,7 +44,7 @@ class OneCore(NamedTuple):
     """What a core of this machine reaches, and what the entry makes of it."""
 
     flops_per_sec: float  # of a large matrix product, in the entry's dtype
-    utilisation: float  # in the measured training by a single process
+    utilisation: float  # in the single process's training, by its core-seconds: others stretch those less
     cores: int
 
 
@@ -73,11 +74,11 @@ def measure(
             times, *_ = _run_workers(["all_reduce", *sizes], size=step.devices)
         seconds = sum(time * collective.times for time, collective in zip(times, step.collectives, strict=True))
         trained.append((step, *_train(flags, step, num_epochs), seconds))
-    alone, alone_seconds, *_ = trained[0]
-    one = OneCore(flops_per_sec, alone.flops / alone_seconds / flops_per_sec, cores)
+    alone, _, core_seconds, *_ = trained[0]
+    one = OneCore(flops_per_sec, alone.flops / core_seconds / flops_per_sec, cores)
     return one, [
-        Measurement(step, seconds, all_reduce, _compute_seconds(step, one), others)
-        for step, seconds, others, all_reduce in trained
+        Measurement(step, seconds, core_seconds, all_reduce, _compute_seconds(step, one), others)
+        for step, seconds, core_seconds, others, all_reduce in trained
     ]
 
 
@@ -87,8 +88,8 @@ def _compute_seconds(step: CompiledStep, one: OneCore) -> float:
     return step.flops / (one.flops_per_sec * one.utilisation) * turns
 
 
-def _train(flags: Sequence[str], step: CompiledStep, num_epochs: int) -> tuple[float, float | None]:
-    """A training's seconds a step, and what share of the cores others had."""
+def _train(flags: Sequence[str], step: CompiledStep, num_epochs: int) -> tuple[float, float, float | None]:
+    """A training's seconds and core-seconds a step, and what share of the cores others had."""
     with tempfile.TemporaryDirectory(prefix="fmbench-scaling-") as directory:
         command = [
             *(sys.executable, "-m", "fmbench.main", *flags, f"--config.batch_size={step.batch_size}"),
@@ -103,7 +104,8 @@ def _train(flags: Sequence[str], step: CompiledStep, num_epochs: int) -> tuple[f
         (record,) = store.read_all(Path(directory) / "r").values()
     steps_per_epoch = record.num_steps / len(record.history)
     seconds = min(epoch.train_seconds for epoch in record.history) / steps_per_epoch
-    return seconds, None if others is None else max(0.0, others - used) / wall
+    core_seconds = min(epoch.train_core_seconds for epoch in record.history) / steps_per_epoch
+    return seconds, core_seconds, None if others is None else max(0.0, others - used) / wall
 
 
 def _core_seconds_of_children() -> float:
