@@ -18,7 +18,7 @@ HLO = """
   ROOT %ar = f32[10]{0} all-reduce(%d), replica_groups=[1,4]<=[4], to_apply=%add
   %twin = f32[10]{0} all-reduce(%e), to_apply=%add
   %g = (f32[8]{0}, f32[32]{0}) all-gather-start(%f), dimensions={0}
-  %started = pred[4,2]{1,0} all-reduce-start(%h), to_apply=%or
+  %started = (pred[4,2]{1,0}, f32[30]{0}) all-reduce-start(%h, %i), to_apply=%or
   %done = pred[4,2]{1,0} all-reduce-done(%started)
   %add.1 = f32[1000]{0} add(%x, %all-reduce.2)
 """
@@ -37,7 +37,7 @@ def test_collectives_are_read_by_kind_size_and_number():
         Collective("all-reduce", 32 * 4 + 288 * 2 + 4, 1),
         Collective("all-reduce", 40, 2),
         Collective("all-gather", 128, 1),
-        Collective("all-reduce", 8, 1),
+        Collective("all-reduce", 8 + 120, 1),
     ]
 
 
