@@ -93,9 +93,9 @@ def render_measurements(one: OneCore, rows: Sequence[Measurement]) -> str:
     lines = [
         f"Measured here, a core to each process: {one.cores} cores, so that more processes than that share them. "
         f"A core multiplies matrices at {one.flops_per_sec / 1e9:,.1f} GFLOP/s, of which the single process's "
-        f"training reaches {one.utilisation:.0%} by its core-seconds: those of its row agree by construction. "
-        "All-reduces are gloo's over loopback, timed alone. Of repeated work the fastest counts: products, "
-        "all-reduces, epochs. Predictions are for cores that nobody else uses.\n",
+        f"training reaches {one.utilisation:.0%}, both in core-seconds: those of its row agree by construction. "
+        "All-reduces are gloo's over loopback, timed alone. Of all-reduces and epochs the fastest counts. "
+        "Predictions are for cores that nobody else uses.\n",
         "| processes | computes, ms (predicted) | all-reduces, ms (timed alone) | step, ms: predicted, full to no "
         "overlap | measured | core-ms a step: predicted | measured | speed-up: predicted | measured | others' "
         "share of the cores |",

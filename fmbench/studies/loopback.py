@@ -2,7 +2,7 @@
 
 Process i has core i, and where there are more processes than cores, shares it. What predictions take as given, a
 core's matrix products and gloo's all-reduces, is timed by processes of `python -m fmbench.studies.loopback`. Of
-repeated work the fastest counts, for others may have the cores meanwhile.
+all-reduces and epochs the fastest counts, for others may have the cores meanwhile.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ class Measurement(NamedTuple):
 class OneCore(NamedTuple):
     """What a core of this machine reaches, and what the entry makes of it."""
 
-    flops_per_sec: float  # of a large matrix product, in the entry's dtype
+    flops_per_sec: float  # of a large matrix product, in the entry's dtype and in core-seconds
     utilisation: float  # in the single process's training, by its core-seconds: others stretch those less
     cores: int
 
@@ -174,6 +175,15 @@ def _bound_to(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def _core_flops_per_sec(dtype: str) -> float:
+    """The calibration's FLOP/s, in core-seconds of this process, which has one core: others stretch its seconds."""
+    from fmbench.records import calibration
+
+    begin, core_seconds = time.perf_counter(), time.process_time()
+    flops_per_sec = calibration.measure().matmul_flops_per_sec[dtype]
+    return flops_per_sec * (time.perf_counter() - begin) / (time.process_time() - core_seconds)
+
+
 def _time_all_reduces(sizes: Sequence[int]) -> list[float]:
     """Seconds of an all-reduce of so many bytes of float32, over all processes."""
     import jax
@@ -199,9 +209,7 @@ def main() -> None:
     """`matmul DTYPE`, or `all_reduce BYTES ...` with the flags of `_meetings`; process 0 prints the answer."""
     task, *rest = sys.argv[1:]
     if task == "matmul":
-        from fmbench.records import calibration
-
-        print(json.dumps(max(calibration.measure().matmul_flops_per_sec[rest[0]] for _ in range(CALIBRATIONS))))
+        print(json.dumps(statistics.median(_core_flops_per_sec(rest[0]) for _ in range(CALIBRATIONS))))
         return
     sizes = [int(word) for word in rest if word.isdigit()]
     given = dict(word.removeprefix("--").split("=") for word in rest if "=" in word)
