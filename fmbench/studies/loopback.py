@@ -176,7 +176,7 @@ def _bound_to(core: int) -> Iterator[None]:
 
 
 def _core_flops_per_sec(dtype: str) -> float:
-    """The calibration's FLOP/s, in core-seconds of this process, which has one core: others stretch its seconds."""
+    """The calibration's FLOP/s, in core-seconds of this process on one core: others stretch its seconds."""
     from fmbench.records import calibration
 
     begin, core_seconds = time.perf_counter(), time.process_time()
