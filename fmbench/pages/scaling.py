@@ -13,7 +13,7 @@ def render_steps(compiled: Sequence[CompiledStep | str]) -> str:
     """A row for each compiled step; a line for each that was refused, why."""
     rows = [
         "| devices | global batch | images a device | collectives a step | a device sends | FLOPs a device | "
-        "memory a device: stays + a step | compiled in |",
+        "memory a device: stays + a step | to compile |",
         "|--:|--:|--:|:--|--:|--:|--:|--:|",
     ]
     for step in compiled:
@@ -23,7 +23,8 @@ def render_steps(compiled: Sequence[CompiledStep | str]) -> str:
         memory = f"{step.resident_bytes / 1e6:,.1f} + {step.temporary_bytes / 1e6:,.1f} MB"
         rows.append(
             f"| {step.devices} | {step.batch_size:,} | {step.batch_size // step.devices:,} | {_kinds(step)} | "
-            f"{sent / 1e6:,.2f} MB | {step.flops / 1e9:,.3f} G | {memory} | {step.compile_seconds:.0f} s |"
+            f"{sent / 1e6:,.2f} MB | {step.flops / 1e9:,.3f} G | {memory} | "
+            f"{step.compile_seconds:.0f} s, {step.compiler_peak_bytes / 1e9:.1f} GB |"
         )
     refused = [step for step in compiled if isinstance(step, str)]
     return "\n".join([*rows, *(f"\nRefused: {why}" for why in refused)]) + "\n"
