@@ -93,6 +93,8 @@ def main() -> None:
             predictions = {step.devices: interconnect.predict(step, alone, chip, rate) for step in fitting}
             found = interconnect.limit(fitting, chip, rate, strong=strong)
             print(page.render_predictions(predictions, strong=strong))
+            if len(fitting) < len(steps):
+                print(f"Its links join {interconnect.most_devices(chip):.0f} devices at most.\n")
             print(page.render_limit(found, strong=strong, num_train=alone.num_train, batch_size=batch), flush=True)
     if arguments.measure:
         steps = []
@@ -127,7 +129,7 @@ def _chips(arguments: argparse.Namespace, dtype: str) -> list[Chip]:
         ]:
             raise UserError(f"--{bad[0]}={given[bad[0]]:g} must be a number above 0.")
         link = Link("link", math.inf, own["bandwidth"], own["latency"])
-        return [Chip("the chip given", {dtype: own["flops_per_sec"]}, math.nan, (link,), 0.0, "the command line")]
+        return [Chip("the chip given", {dtype: own["flops_per_sec"]}, None, (link,), 0.0, "the command line")]
     names = arguments.chips.split(",")
     if unknown := [name for name in names if name not in CHIPS]:
         raise UserError(f"--chips={unknown[0]}: there is no such chip{nearest(unknown[0], CHIPS)}.")

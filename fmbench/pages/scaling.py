@@ -48,12 +48,12 @@ def render_assumptions(chip: Chip, dtype: str, utilisation: float) -> str:
         f"{link.bytes_per_sec / 1e9:g} GB/s one way, {link.hop_seconds * 1e6:g} us a hop"
         for link in chip.links
     )
+    memory = f"; {chip.memory_bytes / 1e9:g} GB of memory" if chip.memory_bytes else ""
     return (
         f"Assumed: {chip.flops_per_sec[dtype] / 1e12:g} TFLOP/s in {dtype}, of which {utilisation:.0%} are "
-        f"reached, however few images a device has; {chip.memory_bytes / 1e9:g} GB of memory. {links}; "
-        f"{chip.launch_seconds * 1e6:g} us to begin a collective. Collectives come one after another, as in the "
-        "program compiled for CPUs. Input, evaluation, checkpoints and stragglers cost nothing. Source: "
-        f"{chip.source}.\n"
+        f"reached, however few images a device has{memory}. {links}; {chip.launch_seconds * 1e6:g} us to begin a "
+        "collective. Collectives come one after another, as in the program compiled for CPUs. Input, evaluation, "
+        f"checkpoints and stragglers cost nothing. Source: {chip.source}.\n"
     )
 
 

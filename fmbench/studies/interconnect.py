@@ -30,7 +30,7 @@ class Chip(NamedTuple):
 
     name: str
     flops_per_sec: dict[str, float]  # by the computation's dtype
-    memory_bytes: float
+    memory_bytes: float | None
     links: tuple[Link, ...]  # the nearest first
     launch_seconds: float  # of each collective
     source: str

@@ -29,7 +29,7 @@ def step(devices: int, batch_size: int, flops: float, *collectives: Collective) 
 
 
 def ring(bytes_per_sec=1e6, hop_seconds=0.0, launch_seconds=0.0) -> Chip:
-    return Chip("", {}, math.nan, (Link("", math.inf, bytes_per_sec, hop_seconds),), launch_seconds, "")
+    return Chip("", {}, None, (Link("", math.inf, bytes_per_sec, hop_seconds),), launch_seconds, "")
 
 
 def test_collectives_are_read_by_kind_size_and_number():
@@ -60,7 +60,7 @@ def test_a_collective_takes_its_launch_its_hops_and_its_bytes():
 def test_levels_of_links_share_the_bytes_of_one_ring():
     collectives = [Collective("all-reduce", 4096, 1)]
     links = Link("near", 8, 100.0, 0.0), Link("far", math.inf, 10.0, 0.0)
-    chip = Chip("", {}, math.nan, links, 0.0, "")
+    chip = Chip("", {}, None, links, 0.0, "")
     near, far = 2 * 7 / 8 * 4096, 2 * 3 / 4 * 4096 / 8
     assert near + far == wire_bytes(collectives[0], 32)
     assert communication_seconds(collectives, 32, chip) == pytest.approx(near / 100 + far / 10)
