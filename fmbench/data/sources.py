@@ -16,6 +16,7 @@ import gzip
 import http.client
 import io
 import math
+import mmap
 import os
 import queue
 import shutil
@@ -54,6 +55,8 @@ OFFICIAL_URLS = (
 )
 NO_ANSWER_SECONDS = 10  # for all URLs together
 APT_IDLE_SECONDS = 12  # without a byte, before apt-get is given up
+MOST_MAPPED = 2**26  # bytes of a file that may stay in memory, as Fashion-MNIST's do
+ROWS_AT_ONCE = 512  # of a larger one; Linux maps 64 KB around each
 MOST_BYTES = 180 * 2**20  # of one file, decompressed: 240,000 images, as EMNIST has of digits
 
 
@@ -76,8 +79,12 @@ def sources(scratch: Path) -> dict[str, Callable[[], Files]]:
     }
 
 
-def decode_idx(file: IdxFile) -> np.ndarray:
+def decode_idx(file: IdxFile, *, mapped: bool = False) -> np.ndarray:
     """Decodes an idx file, gzipped or not, into a read-only uint8 array.
+
+    Args:
+      file: which.
+      mapped: whether images stay in the file, if that is not gzipped: however many, they are mapped into memory.
 
     Raises:
       UserError: the file is truncated, damaged, too large or not an idx file at all; the message
@@ -87,6 +94,8 @@ def decode_idx(file: IdxFile) -> np.ndarray:
         with io.BytesIO(file.content) if isinstance(file.content, bytes) else file.content.open("rb") as stream:
             is_gzip = stream.read(2) == b"\x1f\x8b"
             stream.seek(0)
+            if mapped and not is_gzip and isinstance(file.content, Path):
+                return _map(stream, file.where)
             return _decode(gzip.GzipFile(fileobj=stream) if is_gzip else stream, file.where)
     except EOFError as error:
         raise UserError(f"{file.where} is truncated: its gzip stream ends early.") from error
@@ -96,7 +105,66 @@ def decode_idx(file: IdxFile) -> np.ndarray:
         raise UserError(f"{file.where} cannot be read: {error.strerror}.") from error
 
 
+def _map(stream: IO[bytes], where: str) -> np.ndarray:
+    shape = _read_shape(stream, where)
+    expected, found = math.prod(shape), stream.seek(0, os.SEEK_END) - (offset := 4 + 4 * len(shape))
+    if len(shape) < 3 or not expected:  # labels are small, and nothing cannot be mapped
+        stream.seek(0)
+        return _decode(stream, where)
+    if found < expected:
+        raise UserError(f"{where} is truncated: its header promises {expected} bytes, {found} follow it.")
+    if found > expected:
+        raise UserError(f"{where} is damaged: its header promises {expected} bytes, more follow it.")
+    return np.memmap(stream, np.uint8, "r", offset, shape)
+
+
+def forget(array: np.ndarray) -> None:
+    """Takes the pages of a file that is mapped as `array` out of this process's memory, until they are read again.
+
+    In the system's cache they stay, as long as it has room.
+    """
+    _advise(array, "MADV_DONTNEED")
+
+
+def _advise(array: np.ndarray, advice: str) -> None:
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, advice):
+        array.base.madvise(getattr(mmap, advice))
+
+
+def take(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The images at `rows`; of a large file that is mapped, some at a time come into memory, and leave it again."""
+    _advise(images, "MADV_RANDOM")  # from the disk none but itself
+    taken = np.empty((len(rows), *images.shape[1:]), images.dtype)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        taken[part] = np.asarray(images)[rows[part]]
+        if images.nbytes > MOST_MAPPED:
+            forget(images)
+    return taken
+
+
 def _decode(stream: IO[bytes] | gzip.GzipFile, where: str) -> np.ndarray:
+    shape = _read_shape(stream, where)
+    expected, found = math.prod(shape), 0
+    if expected > MOST_BYTES:
+        raise UserError(
+            f"{where} is damaged, or too large: its header promises {expected:,} bytes; no more than "
+            f"{MOST_BYTES:,} are read. A larger file must not be gzipped, and needs --config.data.pipeline=grain."
+        )
+    array = np.empty(expected, np.uint8)
+    while chunk := stream.read(min(2**20, expected - found)):
+        array[found : found + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        found += len(chunk)
+    if found < expected:
+        raise UserError(f"{where} is truncated: its header promises {expected} bytes, {found} follow it.")
+    if stream.read(1):  # which, at the end, makes gzip compare its check sum
+        raise UserError(f"{where} is damaged: its header promises {expected} bytes, more follow it.")
+    array.setflags(write=False)
+    return array.reshape(shape)
+
+
+def _read_shape(stream: IO[bytes] | gzip.GzipFile, where: str) -> tuple[int, ...]:
+    """Reads an idx header."""
     beginning = stream.read(4)
     if beginning[:3] != b"\0\0\x08":
         raise UserError(
@@ -111,23 +179,7 @@ def _decode(stream: IO[bytes] | gzip.GzipFile, where: str) -> np.ndarray:
     sizes = stream.read(4 * num_dimensions)
     if len(sizes) < 4 * num_dimensions:
         raise UserError(f"{where} is truncated: it ends within the idx header.")
-    shape = struct.unpack(f">{num_dimensions}I", sizes)
-    expected, found = math.prod(shape), 0
-    if expected > MOST_BYTES:
-        raise UserError(
-            f"{where} is damaged, or too large: its header promises {expected:,} bytes; no more than "
-            f"{MOST_BYTES:,} are read."
-        )
-    array = np.empty(expected, np.uint8)
-    while chunk := stream.read(min(2**20, expected - found)):
-        array[found : found + len(chunk)] = np.frombuffer(chunk, np.uint8)
-        found += len(chunk)
-    if found < expected:
-        raise UserError(f"{where} is truncated: its header promises {expected} bytes, {found} follow it.")
-    if stream.read(1):  # which, at the end, makes gzip compare its check sum
-        raise UserError(f"{where} is damaged: its header promises {expected} bytes, more follow it.")
-    array.setflags(write=False)
-    return array.reshape(shape)
+    return struct.unpack(f">{num_dimensions}I", sizes)
 
 
 def idx_header(array: np.ndarray) -> bytes:
@@ -180,8 +232,8 @@ def first_good(files: Iterable[File], read: Callable[[File], Content]) -> Conten
     raise problems[0]
 
 
-def decode_directory(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Decodes the four idx files of a directory.
+def decode_directory(directory: Path, *, mapped: bool = False) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Decodes the four idx files of a directory; `mapped` as for `decode_idx`.
 
     Returns:
       The arrays, and the path each came from, for messages.
@@ -192,7 +244,7 @@ def decode_directory(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, 
     arrays: dict[str, np.ndarray] = {}
     where: dict[str, str] = {}
     for part, files in read_directory(directory).items():
-        arrays[part], where[part] = first_good(files, lambda file: (decode_idx(file), file.where))
+        arrays[part], where[part] = first_good(files, lambda file: (decode_idx(file, mapped=mapped), file.where))
         for file in files:
             if file.where != where[part] and _is_good_and_other(file, arrays[part]):
                 raise UserError(f"{where[part]} and {file.where} hold different data; remove one of them.")
