@@ -5,8 +5,8 @@
 Each set, of random pixels in idx files, is written into a temporary folder (47 MB times the number; --scratch says
 where), trained on for an epoch by `python -m fmbench.main`, and removed. A line each:
 
-    peak, MB    the most memory that the process has had, with pages of mapped files (VmHWM, as the record has it)
-    own, MB     of it what no file stands behind (RssAnon, looked at every 50 ms)
+    own, MB     the most memory of the process that no file stands behind (RssAnon, looked at every 50 ms)
+    all, MB     with pages of files, which the system takes back when it wants them (VmHWM, as the record has it)
 """
 
 import argparse
@@ -41,7 +41,7 @@ def write_set(directory: Path, times: int) -> None:
 
 
 def train(data: Path, scratch: Path, flags: list[str]) -> tuple[int, int, float]:
-    """Peak memory and the largest part of it that is no file's, in bytes, and images per second."""
+    """The most memory that is no file's and the most of all, in bytes, and images per second."""
     command = [
         *(sys.executable, "-m", "fmbench.main", "--config.data.source=idx", "--config.data.unproven=true"),
         *("--config.num_epochs=1", f"--config.data.dir={data}", *flags),
@@ -57,7 +57,7 @@ def train(data: Path, scratch: Path, flags: list[str]) -> tuple[int, int, float]
         if process.returncode:
             sys.exit(last_line(stderr))
     ended = store.read(record)
-    return ended.peak_memory_bytes, own, ended.train_images_per_sec or 0.0
+    return own, ended.peak_memory_bytes, ended.train_images_per_sec or 0.0
 
 
 def main() -> None:
@@ -75,14 +75,14 @@ def main() -> None:
         f"--config.data.pipeline={arguments.pipeline}",
         f"--config.data.split={arguments.split}",
     ]
-    print(f"{'times':>6} {'train images':>14} {'peak, MB':>9} {'own, MB':>8} {'images/s':>9}")
+    print(f"{'times':>6} {'train images':>14} {'own, MB':>8} {'all, MB':>8} {'images/s':>9}")
     for times in map(int, arguments.times.split(",")):
         with tempfile.TemporaryDirectory(prefix="fmbench-large-", dir=arguments.scratch) as directory:
             data = Path(directory, "data")
             data.mkdir()
             write_set(data, times)
-            peak, own, speed = train(data, Path(directory), flags)
-        cells = f"{times:>6} {times * NUM_TRAIN:>14,} {peak / 1e6:>9,.0f} {own / 1e6:>8,.0f} {speed:>9,.0f}"
+            own, peak, speed = train(data, Path(directory), flags)
+        cells = f"{times:>6} {times * NUM_TRAIN:>14,} {own / 1e6:>8,.0f} {peak / 1e6:>8,.0f} {speed:>9,.0f}"
         print(cells, flush=True)
 
 

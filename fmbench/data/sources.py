@@ -55,8 +55,6 @@ OFFICIAL_URLS = (
 )
 NO_ANSWER_SECONDS = 10  # for all URLs together
 APT_IDLE_SECONDS = 12  # without a byte, before apt-get is given up
-MOST_MAPPED = 2**26  # bytes of a file that may stay in memory, as Fashion-MNIST's do
-ROWS_AT_ONCE = 512  # of a larger one; Linux maps 64 KB around each
 MOST_BYTES = 180 * 2**20  # of one file, decompressed: 240,000 images, as EMNIST has of digits
 
 
@@ -118,29 +116,13 @@ def _map(stream: IO[bytes], where: str) -> np.ndarray:
     return np.memmap(stream, np.uint8, "r", offset, shape)
 
 
-def forget(array: np.ndarray) -> None:
-    """Takes the pages of a file that is mapped as `array` out of this process's memory, until they are read again.
+def expect_any_order(images: np.ndarray) -> None:
+    """Tells the system that rows of a file that is mapped as `images` will be read here and there.
 
-    In the system's cache they stay, as long as it has room.
+    Otherwise each would come from the disk with its neighbours, for a row of 784 bytes 128 KB.
     """
-    _advise(array, "MADV_DONTNEED")
-
-
-def _advise(array: np.ndarray, advice: str) -> None:
-    if isinstance(array.base, mmap.mmap) and hasattr(mmap, advice):
-        array.base.madvise(getattr(mmap, advice))
-
-
-def take(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The images at `rows`; of a large file that is mapped, some at a time come into memory, and leave it again."""
-    _advise(images, "MADV_RANDOM")  # from the disk none but itself
-    taken = np.empty((len(rows), *images.shape[1:]), images.dtype)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        taken[part] = np.asarray(images)[rows[part]]
-        if images.nbytes > MOST_MAPPED:
-            forget(images)
-    return taken
+    if isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        images.base.madvise(mmap.MADV_RANDOM)
 
 
 def _decode(stream: IO[bytes] | gzip.GzipFile, where: str) -> np.ndarray:

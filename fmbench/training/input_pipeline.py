@@ -189,7 +189,7 @@ def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) 
         class_names=dataset.class_names,
     )
     if config.data.pipeline == "grain":
-        return _streamed(config, dataset, train, validation, mesh, describe)
+        return streamed(config, dataset, train, validation, mesh, describe)
     train_images, test_images = dataset.train_images, dataset.test_images
     if config.features.backbone:
         train_images, test_images = _features(config, dataset)
@@ -214,7 +214,7 @@ def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) 
     return describe(train_rows, train_indices, eval_batches, seed)
 
 
-def _streamed(
+def streamed(
     config: config_dict.ConfigDict,
     dataset: fashion_mnist.Dataset,
     train: np.ndarray,
@@ -223,11 +223,14 @@ def _streamed(
     describe: Callable[..., Data],
 ) -> Data:
     """The data of a run that reads its images from disk: of each batch the rows of this process's devices."""
+    for images in (dataset.train_images, dataset.test_images):
+        sources.expect_any_order(images)
+    train_images = np.asarray(dataset.train_images)  # np.memmap takes its time for every part of it
     calls = functools.partial(_StreamedCalls, config=config, mesh=mesh)
     test = np.arange(len(dataset.test_labels), dtype=np.int32)
     eval_batches = {"test": calls(dataset.test_images, dataset.test_labels, test)}
     if len(validation):
-        eval_batches["validation"] = calls(dataset.train_images, dataset.train_labels, validation)
+        eval_batches["validation"] = calls(train_images, dataset.train_labels, validation)
     data = describe({}, train, eval_batches, parallel.replicate(np.uint32(config.seed), mesh))
     lock = threading.Lock()
 
@@ -241,7 +244,7 @@ def _streamed(
         with lock:
             batch = order(epoch)[done * config.batch_size :][: config.batch_size]
         rows = parallel.own_part(batch, mesh)
-        return device_rows(sources.take(dataset.train_images, rows), dataset.train_labels[rows])
+        return device_rows(train_images[rows], dataset.train_labels[rows])
 
     def place(batches: list[dict[str, np.ndarray]], length: int) -> Batch:
         rows = jax.tree.map(lambda *x: np.stack(x), *batches) if length > 1 else batches[0]
@@ -279,8 +282,7 @@ class _StreamedCalls(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:
         start = range(0, len(self._rows), self._size)[index]
         rows = self._rows[start : start + self._size]
-        images, labels = sources.take(self._images, rows), self._labels[rows]
-        (call,) = eval_calls(images, labels, self._batch_size, self._steps_per_call)
+        (call,) = eval_calls(self._images[rows], self._labels[rows], self._batch_size, self._steps_per_call)
         return parallel.replicate(call, self._mesh)
 
 
