@@ -16,6 +16,7 @@ class Stream:
 
     Args:
         read: The batch of a step, counted from 0; threads call it.
+        place: Puts batches on the devices, for a call of so many steps.
         num_steps: Of the run.
         ahead: Batches that are read before they are asked for.
 
@@ -23,11 +24,13 @@ class Stream:
         UserError: If grain is not installed.
     """
 
-    def __init__(self, read: Callable[[int], Any], num_steps: int, ahead: int):
+    def __init__(
+        self, read: Callable[[int], Any], place: Callable[[list[Any], int], Any], num_steps: int, ahead: int
+    ):
         with needs_extra("grain"):
             import grain
         options = grain.ReadOptions(num_threads=min(THREADS, ahead), prefetch_buffer_size=ahead)
-        self.read = read
+        self._read, self._place = read, place
         self._batches = iter(grain.MapDataset.range(num_steps).map(read).to_iter_dataset(options))
 
     @property
@@ -40,6 +43,10 @@ class Stream:
         if self.position != (there := {"next_index": step}):
             self._batches.set_state(there)
 
-    def take(self, number: int) -> list[Any]:
-        """The next batches."""
-        return [next(self._batches) for _ in range(number)]
+    def take(self, length: int) -> Any:
+        """The next batches, on the devices, for a call of so many steps; 0 is one, too."""
+        return self._place([next(self._batches) for _ in range(max(1, length))], length)
+
+    def example(self, step: int, length: int) -> Any:
+        """What `take` might give, made of the batch of this step alone; the position stays."""
+        return self._place([self._read(step)] * max(1, length), length)

@@ -34,7 +34,7 @@ class Data:
     """A run's data, resident on every device; or, with a `stream`, on disk."""
 
     train_rows: Batch  # all of the train file, validation too; none with a stream
-    train_indices: jax.Array  # int32 (num_train,): the rows to train on
+    train_indices: jax.Array | np.ndarray  # int32 (num_train,): the rows to train on
     # 'test' and perhaps 'validation', call by call: arrays (batches of the call, eval_batch_size, ...).
     eval_batches: Mapping[str, Sequence[Batch]]
     seed: jax.Array  # uint32 (), or (n,) where n seeds train together; then so have the orders and losses below
@@ -49,7 +49,6 @@ class Data:
     selection: dict[str, Any] | None = None  # as `config.no_selection` has it
     class_names: tuple[str, ...] = fashion_mnist.CLASS_NAMES
     stream: Stream | None = None
-    place: Callable[[list[Any], int], Batch] | None = None  # with a stream: its batches on the devices, for a call
 
     @property
     def num_rows(self) -> int:
@@ -85,20 +84,15 @@ class Data:
         if self.stream is None:
             arguments = self.train_rows, self.epoch_order(step // self.steps_per_epoch, losses), self.seed
             return lambda length: arguments
-        self.stream.seek(step)
-        return self._next_arguments
-
-    def _next_arguments(self, length: int) -> tuple[Any, ...]:
-        assert self.stream and self.place
-        return self.place(self.stream.take(max(1, length)), length), None, self.seed
+        stream = self.stream
+        stream.seek(step)
+        return lambda length: (stream.take(length), None, self.seed)
 
     def example_arguments(self, length: int) -> tuple[Any, ...]:
         """Such arguments of a call of `length` steps, to compile with."""
         if self.stream is None:
             return self.train_rows, self.epoch_order(0), self.seed
-        assert self.place
-        batch = self.stream.read(0 if length else self.whole_batches)
-        return self.place([batch] * max(1, length), length), None, self.seed
+        return self.stream.example(0 if length else self.whole_batches, length), None, self.seed
 
     def rows_spec(self, length: int) -> PartitionSpec:
         """How devices share the first of these arguments."""
@@ -250,9 +244,10 @@ def streamed(
         rows = jax.tree.map(lambda *x: np.stack(x), *batches) if length > 1 else batches[0]
         return parallel.spread(rows, mesh, _rows_spec(length))
 
-    calls_of = (config.steps_per_call or MOST_BATCHES) if parallel.loops_on_devices(config.steps_per_call) else 1
-    stream = Stream(read, config.num_epochs * data.steps_per_epoch, ahead=max(AHEAD, 2 * calls_of))
-    return dataclasses.replace(data, stream=stream, place=place)
+    per_call = (config.steps_per_call or MOST_BATCHES) if parallel.loops_on_devices(config.steps_per_call) else 1
+    ahead = max(AHEAD, 2 * min(per_call, data.whole_batches))
+    stream = Stream(read, place, config.num_epochs * data.steps_per_epoch, ahead)
+    return dataclasses.replace(data, stream=stream)
 
 
 def _rows_spec(length: int) -> PartitionSpec:

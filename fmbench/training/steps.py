@@ -19,7 +19,7 @@ from fmbench.training import input_pipeline, parallel, selection
 from fmbench.training.input_pipeline import Batch
 from fmbench.training.parallel import AXIS, Program
 
-CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices
+CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late a signal is answered
 
 
 @struct.dataclass
@@ -340,10 +340,8 @@ def compile_programs(
     for index, stage in enumerate(parts):
         same = [i for i, earlier in enumerate(parts[:index]) if earlier.augment == stage.augment]
         train_programs.append(train_programs[same[0]] if same else compile_training(stage.augment))
-
-    ends = [
-        calls[index] for calls in data.eval_batches.values() for index in (0, -1)
-    ]  # only a last one may be smaller
+    # Of a split only the last call may be smaller.
+    ends = [calls[index] for calls in data.eval_batches.values() for index in (0, -1)]
     evaluate_calls = functools.partial(eval_steps, graphdef=graphdef, normalization=config.data.normalization)
     eval_programs = {
         len(call["label"]): parallel.compile_step(

@@ -105,8 +105,11 @@ def outcome(directory: Path):
 @pytest.mark.parametrize(
     ("spec", "fields"),
     [
-        ("configs/mlp.py", {"data__remainder": "keep", "data__split": "default", "ema_decay": 0.9}),
-        ("configs/mlp.py", {"steps_per_call": 3}),
+        # Calls of four steps, of one and, with what is left over, of none.
+        (
+            "configs/mlp.py",
+            {"steps_per_call": 4, "data__remainder": "keep", "data__split": "default", "ema_decay": 0.9},
+        ),
         pytest.param(
             "configs/cnn1.py",
             {"stages__stage1__num_epochs": 1, "stages__stage2__augment__cutmix": 1.0},
