@@ -79,6 +79,12 @@ def test_each_call_has_the_resident_images_in_their_order(make_config, tmp_path,
     )
 
 
+def test_a_call_on_accelerators_has_no_whole_epoch_of_images(make_config, monkeypatch):
+    monkeypatch.setattr(parallel, "loops_on_devices", lambda steps_per_call: True)
+    assert steps.choose_steps_per_call(make_config("configs/mlp.py", **GRAIN), 3840) == input_pipeline.MOST_BATCHES
+    assert steps.choose_steps_per_call(make_config("configs/mlp.py"), 3840) == 3840
+
+
 def test_a_process_reads_the_rows_of_its_devices_alone(monkeypatch):
     devices = np.array([SimpleNamespace(process_index=index) for index in (0, 1, 1, 0)])
     mesh: Any = SimpleNamespace(size=4, devices=devices)
