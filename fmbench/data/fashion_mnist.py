@@ -73,7 +73,7 @@ class Dataset:
 
 
 def load(
-    source: str = "tfds", data_dir: str | None = None, unproven: bool = False, *, mapped: bool = False
+    source: str = "tfds", data_dir: str | None = None, unproven: bool = False, mapped: bool = False
 ) -> Dataset:
     """Loads Fashion-MNIST, preparing it when this is the first time.
 
@@ -125,7 +125,7 @@ def of_config(data: Mapping[str, Any], data_dir: str | None = None) -> Dataset:
         data.get("source", "tfds"),
         data_dir or data.get("dir"),
         data.get("unproven", False),
-        mapped=data.get("pipeline") == "grain",
+        data.get("pipeline") == "grain",
     )
 
 
