@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from typing import Any
 
@@ -29,6 +30,7 @@ from ml_collections import config_dict
 import fmbench
 from fmbench import config as config_lib
 from fmbench import entries
+from fmbench.data import fashion_mnist
 from fmbench.records import machine
 from fmbench.system import runtime
 from fmbench.training import input_pipeline, parallel, selection, steps
@@ -50,6 +52,7 @@ class FmbenchItself:
         job.check_variant("float32", "bfloat16")
         self.config = make_config(job)
         self.seeds = job.seeds
+        self.train_images = job.train_images
         self.mesh = parallel.make_mesh()
         parallel.check_batch_size("batch_size", self.config.batch_size, self.mesh)
         parallel.check_batch_size("eval_batch_size", self.config.eval_batch_size, self.mesh)
@@ -82,7 +85,7 @@ class FmbenchItself:
             model = nnx.merge(self.graphdef, params, model_state)
             return model(input_pipeline.normalize(images, self.config.data.normalization)).astype(jnp.float32)
 
-        images = self.data.train_rows["image"][:count]
+        images = np.load(self.train_images, mmap_mode="r")[:count]
         # To be compared: on accelerators float32 is multiplied in fewer bits otherwise.
         on_cpu = jax.default_backend() == "cpu"
         with contextlib.nullcontext() if on_cpu else jax.default_matmul_precision("highest"):
@@ -121,15 +124,13 @@ class FmbenchItself:
         return selection.losses_of_epoch(self.state.losses, is_new=True)
 
     def train_step(self) -> tuple[int, Any]:
-        epoch, done = divmod(self.steps_done, self.data.steps_per_epoch)
+        done = self.steps_done % self.data.steps_per_epoch
         if done == 0:
-            self.order = self.data.epoch_order(epoch, self.losses())
+            self.arguments = self.data.feed(self.steps_done, self.losses())
         longest = max(self.train_programs)
         in_epoch = done + longest <= self.data.steps_per_epoch or longest > self.data.steps_per_epoch
         length = longest if in_epoch else 1
-        self.state, metrics = self.train_programs[length].run(
-            self.state, self.data.train_rows, self.order, self.data.seed
-        )
+        self.state, metrics = self.train_programs[length].run(self.state, *self.arguments(length))
         self.steps_done += length
         return length * self.config.batch_size * self.seeds, metrics
 
@@ -172,6 +173,7 @@ def make_config(job: protocol.Job) -> config_dict.ConfigDict:
         config.eval_batch_size = job.infer_batch_size
         config.data.normalization = job.normalization
         config.data.split = "all"
+        config.data.pipeline = job.pipeline
         config.label_smoothing = job.label_smoothing
         config.ema_decay = job.ema_decay
         config.grad_clip_norm = job.grad_clip_norm
@@ -189,22 +191,8 @@ def make_data(job: protocol.Job, config: config_dict.ConfigDict, mesh: jax.shard
             f"batch_size is {config.batch_size}, but the train set has only {len(images)} images"
         )
     inferred = np.arange(INFER_BATCHES * config.eval_batch_size) % len(images)
-    train_rows, train_indices, eval_batches, seed = parallel.replicate(
-        (
-            input_pipeline.device_rows(images, labels),
-            np.arange(len(images), dtype=np.int32),
-            input_pipeline.eval_calls(
-                images[inferred], labels[inferred], config.eval_batch_size, config.steps_per_call
-            ),
-            np.arange(job.seeds, dtype=np.uint32) if job.seeds > 1 else np.uint32(config.seed),
-        ),
-        mesh,
-    )
-    return input_pipeline.Data(
-        train_rows,
-        train_indices,
-        {"test": eval_batches},
-        seed,
+    describe = functools.partial(
+        input_pipeline.Data,
         num_train=len(images),
         num_validation=0,
         num_test=len(inferred),
@@ -214,6 +202,25 @@ def make_data(job: protocol.Job, config: config_dict.ConfigDict, mesh: jax.shard
         sha256={},
         selection=config.selection.to_dict(),
     )
+    train = np.arange(len(images), dtype=np.int32)
+    if job.pipeline == "grain":
+        on_disk = np.load(job.train_images, mmap_mode="r")
+        dataset = fashion_mnist.Dataset(on_disk, labels, images[inferred], labels[inferred], "", {})
+        endless = config.copy_and_resolve_references()
+        endless.num_epochs = 10**6
+        return input_pipeline.streamed(endless, dataset, train, train[:0], mesh, describe)
+    train_rows, train_indices, eval_batches, seed = parallel.replicate(
+        (
+            input_pipeline.device_rows(images, labels),
+            train,
+            input_pipeline.eval_calls(
+                images[inferred], labels[inferred], config.eval_batch_size, config.steps_per_call
+            ),
+            np.arange(job.seeds, dtype=np.uint32) if job.seeds > 1 else np.uint32(config.seed),
+        ),
+        mesh,
+    )
+    return describe(train_rows, train_indices, {"test": eval_batches}, seed)
 
 
 def canonical_name(path: tuple[Any, ...]) -> str:

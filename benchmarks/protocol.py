@@ -79,9 +79,11 @@ class Job:
     weights: str | None = None  # .npz, by dotted path, shaped as in Flax; None: the system's own initial values
     copies: int = 1  # of the train set, in a row
     platform: str = "cpu"  # what to run on: cpu or gpu
-    # For fmbench's own worker: how many updates a call does, 0 for its default; how many seeds train together.
+    # For fmbench's own worker: how many updates a call does, 0 for its default; how many seeds train together;
+    # where the images are, resident on the device or read from disk by grain.
     steps_per_call: int = 0
     seeds: int = 1
+    pipeline: str = "resident"
     # What else a training step does: the fields of fmbench's config, `augment` that of the first stage.
     label_smoothing: float = 0.0
     ema_decay: float = 0.0

@@ -53,6 +53,7 @@ def base_config() -> config_dict.ConfigDict:
     config.data.num_folds = 5  # of KFold
     config.data.fold = 0  # the fold that validates
     config.data.remainder = "drop"  # what fills no batch; keep: an epoch ends with a smaller step on it
+    config.data.pipeline = "resident"  # all images on every device; grain: read from disk, batch by batch
     config.data.normalization = "unit"  # unit: [0, 1]; symmetric: [-1, 1]; standard: mean 0, std 1; none: features
 
     config.features = config_dict.ConfigDict()  # the images as a frozen net sees them
@@ -267,6 +268,7 @@ def check(config: config_dict.ConfigDict) -> None:
         "data.source": ("tfds", "csv", "idx", "sample"),
         "data.split": ("default", "train_test_split", "kfold", "all"),
         "data.remainder": ("drop", "keep"),
+        "data.pipeline": ("resident", "grain"),
         "data.normalization": ("unit", "symmetric", "standard", "none"),
         "features.backbone": ("", "efficientnet_lite0", "vgg19"),
         "features.preprocessing": ("imagenet", "rescaled_twice"),
@@ -312,6 +314,7 @@ def check(config: config_dict.ConfigDict) -> None:
     if flat["early_stopping_patience"] and (flat["watch"], flat["data.split"]) == ("none", "all"):
         raise UserError("config.early_stopping_patience needs config.watch='validation'.")
     _check_features(config)
+    _check_pipeline(config)
 
 
 def _check_stages(config: config_dict.ConfigDict) -> None:
@@ -342,6 +345,19 @@ def _check_features(config: config_dict.ConfigDict) -> None:
         )
     if uses_features and any(any(stage.augment.values()) for stage in stages(config)):
         raise UserError("features are computed once, so the images cannot be augmented; drop config.augment.")
+
+
+def _check_pipeline(config: config_dict.ConfigDict) -> None:
+    """Refuses what needs all images on the devices where they are read batch by batch."""
+    others = {
+        "config.selection.easy": config.selection.easy,
+        "config.features.backbone": config.features.backbone,
+        "config.parallel=pmap": config.parallel == "pmap",
+    }
+    if config.data.pipeline == "grain" and (used := [field for field, value in others.items() if value]):
+        raise UserError(
+            f"config.data.pipeline=grain does not do {used[0]}; drop it, or give --config.data.pipeline=resident."
+        )
 
 
 def _check_augment(field: str, settings: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
     record = read_record(arguments.model)
     resolved = record.config if record else config.to_json(config.base_config())
     data = resolved["data"]
-    dataset = fashion_mnist.load(data["source"], arguments.data_dir or data["dir"], data.get("unproven", False))
+    dataset = fashion_mnist.of_config(data, arguments.data_dir)
     if record and dataset.sha256 != record.data_sha256:
         raise UserError(
             f"the record of {arguments.model} is on data of {record.data_version}, these are {dataset.version}; "

@@ -12,9 +12,10 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -71,7 +72,9 @@ class Dataset:
     class_names: tuple[str, ...] = CLASS_NAMES
 
 
-def load(source: str = "tfds", data_dir: str | None = None, unproven: bool = False) -> Dataset:
+def load(
+    source: str = "tfds", data_dir: str | None = None, unproven: bool = False, mapped: bool = False
+) -> Dataset:
     """Loads Fashion-MNIST, preparing it when this is the first time.
 
     Args:
@@ -84,6 +87,8 @@ def load(source: str = "tfds", data_dir: str | None = None, unproven: bool = Fal
         directory already prepared, else from `sources.sources`.
       unproven: for 'csv' and 'idx', whether other data of the same shape will do. Their classes are
         called as the ten lines of `class_names.txt` in `data_dir` say, or else '0' to '9'.
+      mapped: for 'idx', whether images stay in their files where these are not gzipped. Then they may be more than
+        memory holds.
 
     Raises:
       UserError: unknown source; data that is missing, damaged or of another set; unwritable cache.
@@ -105,11 +110,23 @@ def load(source: str = "tfds", data_dir: str | None = None, unproven: bool = Fal
         raise UserError(f"Unknown data source {source!r}. The sources are 'tfds', 'csv', 'idx' and 'sample'.")
     if not data_dir:
         raise UserError(f"Data source {source!r} reads what you name: give --config.data.dir=DIR.")
-    read = kaggle_csv.read_directory if source == "csv" else sources.decode_directory
     directory = local_path(data_dir)
-    arrays, where = read(directory)
+    if source == "csv":
+        arrays, where = kaggle_csv.read_directory(directory)
+    else:
+        arrays, where = sources.decode_directory(directory, mapped=mapped)
     version, sha256 = recognize(arrays, where, unproven=unproven)
     return _dataset(arrays, version, sha256, _class_names(directory) if is_unproven(version) else CLASS_NAMES)
+
+
+def of_config(data: Mapping[str, Any], data_dir: str | None = None) -> Dataset:
+    """As `load`, by the fields of `config.data`, of older records too; `data_dir` comes before theirs."""
+    return load(
+        data.get("source", "tfds"),
+        data_dir or data.get("dir"),
+        data.get("unproven", False),
+        data.get("pipeline") == "grain",
+    )
 
 
 def _dataset(

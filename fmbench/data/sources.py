@@ -16,6 +16,7 @@ import gzip
 import http.client
 import io
 import math
+import mmap
 import os
 import queue
 import shutil
@@ -76,8 +77,12 @@ def sources(scratch: Path) -> dict[str, Callable[[], Files]]:
     }
 
 
-def decode_idx(file: IdxFile) -> np.ndarray:
+def decode_idx(file: IdxFile, *, mapped: bool = False) -> np.ndarray:
     """Decodes an idx file, gzipped or not, into a read-only uint8 array.
+
+    Args:
+      file: which.
+      mapped: whether images stay in the file, if that is not gzipped: however many, they are mapped into memory.
 
     Raises:
       UserError: the file is truncated, damaged, too large or not an idx file at all; the message
@@ -87,6 +92,8 @@ def decode_idx(file: IdxFile) -> np.ndarray:
         with io.BytesIO(file.content) if isinstance(file.content, bytes) else file.content.open("rb") as stream:
             is_gzip = stream.read(2) == b"\x1f\x8b"
             stream.seek(0)
+            if mapped and not is_gzip and isinstance(file.content, Path):
+                return _map(stream, file.where)
             return _decode(gzip.GzipFile(fileobj=stream) if is_gzip else stream, file.where)
     except EOFError as error:
         raise UserError(f"{file.where} is truncated: its gzip stream ends early.") from error
@@ -96,7 +103,50 @@ def decode_idx(file: IdxFile) -> np.ndarray:
         raise UserError(f"{file.where} cannot be read: {error.strerror}.") from error
 
 
+def _map(stream: IO[bytes], where: str) -> np.ndarray:
+    shape = _read_shape(stream, where)
+    expected, found = math.prod(shape), stream.seek(0, os.SEEK_END) - (offset := 4 + 4 * len(shape))
+    if len(shape) < 3 or not expected:  # labels are small, and nothing cannot be mapped
+        stream.seek(0)
+        return _decode(stream, where)
+    if found < expected:
+        raise UserError(f"{where} is truncated: its header promises {expected} bytes, {found} follow it.")
+    if found > expected:
+        raise UserError(f"{where} is damaged: its header promises {expected} bytes, more follow it.")
+    return np.memmap(stream, np.uint8, "r", offset, shape)
+
+
+def expect_any_order(images: np.ndarray) -> None:
+    """Tells the system that rows of a file that is mapped as `images` will be read here and there.
+
+    Otherwise each would come from the disk with its neighbours, for a row of 784 bytes 128 KB.
+    """
+    if isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        images.base.madvise(mmap.MADV_RANDOM)
+
+
 def _decode(stream: IO[bytes] | gzip.GzipFile, where: str) -> np.ndarray:
+    shape = _read_shape(stream, where)
+    expected, found = math.prod(shape), 0
+    if expected > MOST_BYTES:
+        raise UserError(
+            f"{where} is damaged, or too large: its header promises {expected:,} bytes; no more than "
+            f"{MOST_BYTES:,} are read. A larger file must not be gzipped, and needs --config.data.pipeline=grain."
+        )
+    array = np.empty(expected, np.uint8)
+    while chunk := stream.read(min(2**20, expected - found)):
+        array[found : found + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        found += len(chunk)
+    if found < expected:
+        raise UserError(f"{where} is truncated: its header promises {expected} bytes, {found} follow it.")
+    if stream.read(1):  # which, at the end, makes gzip compare its check sum
+        raise UserError(f"{where} is damaged: its header promises {expected} bytes, more follow it.")
+    array.setflags(write=False)
+    return array.reshape(shape)
+
+
+def _read_shape(stream: IO[bytes] | gzip.GzipFile, where: str) -> tuple[int, ...]:
+    """Reads an idx header."""
     beginning = stream.read(4)
     if beginning[:3] != b"\0\0\x08":
         raise UserError(
@@ -111,23 +161,7 @@ def _decode(stream: IO[bytes] | gzip.GzipFile, where: str) -> np.ndarray:
     sizes = stream.read(4 * num_dimensions)
     if len(sizes) < 4 * num_dimensions:
         raise UserError(f"{where} is truncated: it ends within the idx header.")
-    shape = struct.unpack(f">{num_dimensions}I", sizes)
-    expected, found = math.prod(shape), 0
-    if expected > MOST_BYTES:
-        raise UserError(
-            f"{where} is damaged, or too large: its header promises {expected:,} bytes; no more than "
-            f"{MOST_BYTES:,} are read."
-        )
-    array = np.empty(expected, np.uint8)
-    while chunk := stream.read(min(2**20, expected - found)):
-        array[found : found + len(chunk)] = np.frombuffer(chunk, np.uint8)
-        found += len(chunk)
-    if found < expected:
-        raise UserError(f"{where} is truncated: its header promises {expected} bytes, {found} follow it.")
-    if stream.read(1):  # which, at the end, makes gzip compare its check sum
-        raise UserError(f"{where} is damaged: its header promises {expected} bytes, more follow it.")
-    array.setflags(write=False)
-    return array.reshape(shape)
+    return struct.unpack(f">{num_dimensions}I", sizes)
 
 
 def idx_header(array: np.ndarray) -> bytes:
@@ -180,8 +214,8 @@ def first_good(files: Iterable[File], read: Callable[[File], Content]) -> Conten
     raise problems[0]
 
 
-def decode_directory(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Decodes the four idx files of a directory.
+def decode_directory(directory: Path, *, mapped: bool = False) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Decodes the four idx files of a directory; `mapped` as for `decode_idx`.
 
     Returns:
       The arrays, and the path each came from, for messages.
@@ -192,7 +226,7 @@ def decode_directory(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, 
     arrays: dict[str, np.ndarray] = {}
     where: dict[str, str] = {}
     for part, files in read_directory(directory).items():
-        arrays[part], where[part] = first_good(files, lambda file: (decode_idx(file), file.where))
+        arrays[part], where[part] = first_good(files, lambda file: (decode_idx(file, mapped=mapped), file.where))
         for file in files:
             if file.where != where[part] and _is_good_and_other(file, arrays[part]):
                 raise UserError(f"{where[part]} and {file.where} hold different data; remove one of them.")

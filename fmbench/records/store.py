@@ -188,7 +188,7 @@ def _publish_labels(record: RunRecord, results_dir: Path, data_dir: str | None) 
 
 def _load_data(record: RunRecord, data_dir: str | None = None) -> fashion_mnist.Dataset:
     data = record.config["data"]
-    return fashion_mnist.load(data.get("source", "tfds"), data_dir or data.get("dir"), data.get("unproven", False))
+    return fashion_mnist.of_config(data, data_dir)
 
 
 def _labels_path(record: RunRecord, results_dir: Path) -> Path:

@@ -80,7 +80,7 @@ def _needed_bytes(config: config_dict.ConfigDict, seeds: Sequence[int]) -> int |
         mesh = parallel.make_mesh()
         data = input_pipeline.load(config, mesh, seeds)
         tx, _ = make_optimizer(config, data.steps_per_epoch)
-        graphdef, state = steps.init_state(config, tx, mesh, data.seed, len(data.train_rows["label"]))
+        graphdef, state = steps.init_state(config, tx, mesh, data.seed, data.num_rows)
         steps_per_call = steps.choose_steps_per_call(config, data.whole_batches)
         trainings, evaluations = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
     except (MemoryError, RuntimeError) as error:
@@ -88,7 +88,7 @@ def _needed_bytes(config: config_dict.ConfigDict, seeds: Sequence[int]) -> int |
             return None
         raise
     programs = [program for by_length in (evaluations, *trainings) for program in by_length.values()]
-    resident = sum(array.nbytes for array in jax.tree.leaves((data.train_rows, data.eval_batches, state)))
+    resident = sum(array.nbytes for array in jax.tree.leaves((data.resident, state)))
     return resident + max(_bytes_of(getattr(program.run, "func", program.run)) for program in programs)
 
 

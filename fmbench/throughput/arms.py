@@ -22,6 +22,7 @@ class Arm(NamedTuple):
     steps_per_call: int = 0  # by default
     xla_flags: str = ""  # beside those that are set already; an XLA that lacks one ends the process, and says so
     matmul_precision: str = ""
+    pipeline: str = "resident"
 
 
 def choose_arms(run_config: config_dict.ConfigDict) -> list[Arm]:
@@ -47,6 +48,7 @@ def choose_arms(run_config: config_dict.ConfigDict) -> list[Arm]:
         Arm("an epoch a call", dtype, steps_per_call=steps_per_epoch),
         # Stands for a whole run: the epochs of a call share one order, since the order is an argument of the call.
         Arm("3 epochs a call", dtype, steps_per_call=3 * steps_per_epoch),
+        Arm("images from disk, by grain", dtype, pipeline="grain"),
         Arm(f"{other}", other),
         Arm("float32 in full, not TF32", "float32", matmul_precision="highest"),
         *(Arm(name, dtype, xla_flags=flag) for name, flag in flags.items()),

@@ -179,6 +179,7 @@ def measure_arms(spec: str, setting: Setting) -> Sweep:
             setting.platform,
             steps_per_call=arm.steps_per_call,
             arm=arm.name,
+            pipeline=arm.pipeline,
         )
         for arm in arms
     ]

@@ -135,6 +135,7 @@ def make_entrant(
     seeds: int = 1,
     steps_per_call: int = 0,
     arm: str = "",
+    pipeline: str = "resident",
     weights: Path | None = None,
 ) -> Entrant:
     """Describes the model, the data, the optimizer and the kind of device to a system."""
@@ -156,6 +157,7 @@ def make_entrant(
         "copies": copies,
         "platform": platform,
         "steps_per_call": steps_per_call,
+        "pipeline": pipeline,
         "seeds": seeds,
         "label_smoothing": run_config.label_smoothing,
         "ema_decay": run_config.ema_decay,

@@ -1,34 +1,42 @@
-"""How batches are formed. The data lives on the device as flat rows, uint8 or features; a batch is a gather."""
+"""How batches are formed. The data lives on the device as flat rows, uint8 or features; a batch is a gather.
+
+Where `config.data.pipeline` says so, images stay on disk, and each process reads its part of every batch: of the
+same rows, in the same order.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import config_dict
 
-from fmbench.data import fashion_mnist, features, splits
+from fmbench.data import fashion_mnist, features, sources, splits
+from fmbench.data.streaming import Stream
 from fmbench.errors import UserError
 from fmbench.training import parallel, selection
 
 # Mean and standard deviation of the train images' pixels in [0, 1].
 TRAIN_MEAN, TRAIN_STD = 0.28604, 0.35302
+MOST_BATCHES = 100  # of a call, where they are read from disk and nothing else is asked for
+AHEAD = 8  # batches that are read before their call
 
 Batch = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A run's data, resident on every device."""
+    """A run's data, resident on every device; or, with a `stream`, on disk."""
 
-    train_rows: Batch  # all of the train file, validation too
-    train_indices: jax.Array  # int32 (num_train,): the rows to train on
+    train_rows: Batch  # all of the train file, validation too; none with a stream
+    train_indices: jax.Array | np.ndarray  # int32 (num_train,): the rows to train on
     # 'test' and perhaps 'validation', call by call: arrays (batches of the call, eval_batch_size, ...).
-    eval_batches: dict[str, list[Batch]]
+    eval_batches: Mapping[str, Sequence[Batch]]
     seed: jax.Array  # uint32 (), or (n,) where n seeds train together; then so have the orders and losses below
     num_train: int
     num_validation: int
@@ -40,6 +48,16 @@ class Data:
     remainder: int = 0  # examples of an epoch's last, smaller step, where there is one
     selection: dict[str, Any] | None = None  # as `config.no_selection` has it
     class_names: tuple[str, ...] = fashion_mnist.CLASS_NAMES
+    stream: Stream | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.train_rows["label"]) if self.train_rows else 0
+
+    @property
+    def resident(self) -> Any:
+        """What lies on every device from the beginning to the end."""
+        return self.train_rows, [] if self.stream else self.eval_batches
 
     @property
     def whole_batches(self) -> int:
@@ -53,8 +71,56 @@ class Data:
     def images_per_epoch(self) -> int:
         return self.whole_batches * self.batch_size + self.remainder
 
+    def feed(self, step: int, losses: jax.Array | None = None) -> Callable[[int], tuple[Any, ...]]:
+        """What the training programs take beside the state, from `step` to the end of its epoch.
+
+        Args:
+            step: Of the run, that comes next.
+            losses: As for `epoch_order`.
+
+        Returns:
+            The arguments of the next call, by the number of its steps as `steps.compile_programs` counts them.
+        """
+        if self.stream is None:
+            arguments = self.train_rows, self.epoch_order(step // self.steps_per_epoch, losses), self.seed
+            return lambda length: arguments
+        stream = self.stream
+        stream.seek(step)
+        return lambda length: (stream.take(length), None, self.seed)
+
+    def example_arguments(self, length: int) -> tuple[Any, ...]:
+        """Such arguments of a call of `length` steps, to compile with."""
+        if self.stream is None:
+            return self.train_rows, self.epoch_order(0), self.seed
+        return self.stream.example(0 if length else self.whole_batches, length), None, self.seed
+
+    def rows_spec(self, length: int) -> PartitionSpec:
+        """How devices share the first of these arguments."""
+        return _rows_spec(length) if self.stream else parallel.WHOLE
+
+    @property
+    def position(self) -> dict[str, int] | None:
+        """For the checkpoint: grain's own state. It follows from the step, as `check_position` makes sure."""
+        return self.stream.position if self.stream else None
+
+    def check_position(self, step: int, position: dict[str, int] | None) -> None:
+        """Compares the position that a checkpoint of `step` has with the one that the step says.
+
+        Raises:
+            UserError: If they differ.
+        """
+        if self.stream:
+            self.stream.seek(step)
+        if position != self.position:
+            raise UserError(
+                f"the checkpoint of step {step} has {position} as its position in the data, which should be "
+                f"{self.position}; --force starts anew."
+            )
+
     def compile_orders(self, losses: jax.Array | None) -> None:
         """Orders an epoch of each kind, so that none compiles while training is timed; `losses` as below."""
+        if self.stream:  # which has ordered one
+            return
         after = self.selection["after_epochs"] if self.selection else 0
         for epoch in {0, after} if losses is not None else {0}:
             self.epoch_order(epoch, losses).block_until_ready()
@@ -80,7 +146,7 @@ def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) 
         UserError: If the data can't be had or are the wrong ones, or the config's batch or watched split
             doesn't fit them.
     """
-    dataset = fashion_mnist.load(config.data.source, config.data.dir, config.data.unproven)
+    dataset = fashion_mnist.of_config(config.data)
     train, validation = splits.split(
         dataset.train_labels,
         config.data.split,
@@ -99,6 +165,25 @@ def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) 
             f"config.data.remainder=keep ends an epoch with a step on {remainder} images, which {mesh.size} "
             "devices cannot share equally; take --config.data.remainder=drop."
         )
+    eval_splits = {"test", "validation"} if len(validation) else {"test"}
+    watched = config.watch if config.watch in eval_splits else None
+    if config.early_stopping_patience and watched != "validation":
+        raise UserError("config.early_stopping_patience needs config.watch='validation' and a split that has one.")
+    describe = functools.partial(
+        Data,
+        num_train=len(train),
+        num_validation=len(validation),
+        num_test=len(dataset.test_labels),
+        batch_size=config.batch_size,
+        watched=watched,
+        version=dataset.version,
+        sha256=dataset.sha256,
+        remainder=remainder,
+        selection=config.selection.to_dict(),
+        class_names=dataset.class_names,
+    )
+    if config.data.pipeline == "grain":
+        return streamed(config, dataset, train, validation, mesh, describe)
     train_images, test_images = dataset.train_images, dataset.test_images
     if config.features.backbone:
         train_images, test_images = _features(config, dataset)
@@ -108,9 +193,6 @@ def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) 
             train_images[validation],
             dataset.train_labels[validation],
         )
-    watched = config.watch if config.watch in eval_sets else None
-    if config.early_stopping_patience and watched != "validation":
-        raise UserError("config.early_stopping_patience needs config.watch='validation' and a split that has one.")
     train_rows, train_indices, eval_batches, seed = parallel.replicate(
         (
             device_rows(train_images, dataset.train_labels),
@@ -123,22 +205,80 @@ def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) 
         ),
         mesh,
     )
-    return Data(
-        train_rows,
-        train_indices,
-        eval_batches,
-        seed,
-        num_train=len(train),
-        num_validation=len(validation),
-        num_test=len(dataset.test_labels),
-        batch_size=config.batch_size,
-        watched=watched,
-        version=dataset.version,
-        sha256=dataset.sha256,
-        remainder=remainder,
-        selection=config.selection.to_dict(),
-        class_names=dataset.class_names,
-    )
+    return describe(train_rows, train_indices, eval_batches, seed)
+
+
+def streamed(
+    config: config_dict.ConfigDict,
+    dataset: fashion_mnist.Dataset,
+    train: np.ndarray,
+    validation: np.ndarray,
+    mesh: Mesh,
+    describe: Callable[..., Data],
+) -> Data:
+    """The data of a run that reads its images from disk: of each batch the rows of this process's devices."""
+    for images in (dataset.train_images, dataset.test_images):
+        sources.expect_any_order(images)
+    train_images = np.asarray(dataset.train_images)  # np.memmap takes its time for every part of it
+    calls = functools.partial(_StreamedCalls, config=config, mesh=mesh)
+    test = np.arange(len(dataset.test_labels), dtype=np.int32)
+    eval_batches = {"test": calls(dataset.test_images, dataset.test_labels, test)}
+    if len(validation):
+        eval_batches["validation"] = calls(train_images, dataset.train_labels, validation)
+    data = describe({}, train, eval_batches, parallel.replicate(np.uint32(config.seed), mesh))
+    lock = threading.Lock()
+
+    @functools.lru_cache(maxsize=2)  # what is read ahead may be of the next epoch
+    def order(epoch: int) -> np.ndarray:
+        # On a device of this process alone: others do it at other times.
+        return np.asarray(_epoch_order(np.uint32(config.seed), np.int32(epoch), train, data.images_per_epoch))
+
+    def read(step: int) -> dict[str, np.ndarray]:
+        epoch, done = divmod(step, data.steps_per_epoch)
+        with lock:
+            batch = order(epoch)[done * config.batch_size :][: config.batch_size]
+        rows = parallel.own_part(batch, mesh)
+        return device_rows(train_images[rows], dataset.train_labels[rows])
+
+    def place(batches: list[dict[str, np.ndarray]], length: int) -> Batch:
+        rows = jax.tree.map(lambda *x: np.stack(x), *batches) if length > 1 else batches[0]
+        return parallel.spread(rows, mesh, _rows_spec(length))
+
+    per_call = (config.steps_per_call or MOST_BATCHES) if parallel.loops_on_devices(config.steps_per_call) else 1
+    ahead = max(AHEAD, 2 * min(per_call, data.whole_batches))
+    stream = Stream(read, place, config.num_epochs * data.steps_per_epoch, ahead)
+    return dataclasses.replace(data, stream=stream)
+
+
+def _rows_spec(length: int) -> PartitionSpec:
+    """How devices share the images of a call of `length` steps: (batch_size, ...) or (length, batch_size, ...)."""
+    return PartitionSpec(None, parallel.AXIS) if length > 1 else PartitionSpec(parallel.AXIS)
+
+
+class _StreamedCalls(Sequence[Batch]):
+    """The calls of an evaluation, as `eval_calls` has them, each read when it is asked for, and placed."""
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        *,
+        config: config_dict.ConfigDict,
+        mesh: Mesh,
+    ):
+        self._images, self._labels, self._rows, self._mesh = images, labels, rows, mesh
+        self._batch_size, self._steps_per_call = config.eval_batch_size, config.steps_per_call
+        self._size = self._batch_size * (MOST_BATCHES if parallel.loops_on_devices(config.steps_per_call) else 1)
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._size)
+
+    def __getitem__(self, index: Any) -> Any:
+        start = range(0, len(self._rows), self._size)[index]
+        rows = self._rows[start : start + self._size]
+        (call,) = eval_calls(self._images[rows], self._labels[rows], self._batch_size, self._steps_per_call)
+        return parallel.replicate(call, self._mesh)
 
 
 def _features(config: config_dict.ConfigDict, dataset: fashion_mnist.Dataset) -> tuple[np.ndarray, np.ndarray]:

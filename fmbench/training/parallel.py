@@ -38,6 +38,18 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(place_leaf, tree)
 
 
+def spread(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """The leaves, of which each process has the part of its own devices, as arrays over the devices of all."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def own_part(batch: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """Of a batch, which all devices share equally, what this process's devices take, as `my_part` says."""
+    parts = zip(np.split(batch, mesh.size), mesh.devices.flat, strict=True)
+    return np.concatenate([part for part, device in parts if device.process_index == jax.process_index()])
+
+
 def local(tree: Any) -> Any:
     """Replicated arrays as this process can use them alone: where others have devices too, its own first copy."""
     return jax.tree.map(lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree)
@@ -88,10 +100,15 @@ def _note_cache_hit(event: str, **kwargs: Any) -> None:
         _cache_hits.append(event)
 
 
-def map_over(mesh: Mesh, step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step on every device of the mesh, with its axis bound; arguments and results are whole on each."""
-    whole = PartitionSpec()
-    return jax.shard_map(step, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+WHOLE = PartitionSpec()  # on every device
+
+
+def map_over(mesh: Mesh, step: Callable[..., Any], in_specs: Any = WHOLE) -> Callable[..., Any]:
+    """The step on every device of the mesh, with its axis bound; results are whole on each, and so are arguments.
+
+    But for those of which `in_specs` says, as `jax.shard_map` takes it, how the devices share them.
+    """
+    return jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=WHOLE, check_vma=False)
 
 
 class Program(NamedTuple):
@@ -110,17 +127,19 @@ def compile_step(
     parallel: str,
     donate_first: bool = False,
     compiler_options: dict[str, Any] | None = None,
+    in_specs: Any = WHOLE,
 ) -> Program:
     """Compiles `step(*arguments)`, which every device runs on its own part of the batch.
 
     Within the step the axis `AXIS` is bound: `my_part` tells a device its part, and what the parts give is brought
     together by `jax.lax.pmean` and its like. Arguments and results are whole on every device. 'jit' maps the step
-    with `jax.shard_map`, 'pmap' with `jax.pmap`; both give the same numbers. `compiler_options` are flags of XLA.
+    with `jax.shard_map`, 'pmap' with `jax.pmap`; both give the same numbers. `compiler_options` are flags of XLA;
+    with 'jit' devices may share arguments instead, by `in_specs` as in `map_over`.
     """
     # The arrays themselves may have been donated when the FLOPs are counted.
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     if parallel == "jit":
-        transformed = jax.jit(map_over(mesh, step), donate_argnums=(0,) if donate_first else ())
+        transformed = jax.jit(map_over(mesh, step, in_specs), donate_argnums=(0,) if donate_first else ())
     else:
         # pmap wants something to map over: the devices' numbers, which nobody reads.
         numbers = place(np.arange(mesh.size), NamedSharding(mesh, PartitionSpec(AXIS)))
@@ -140,7 +159,7 @@ def compile_step(
     def count_flops() -> float:
         # On one device, since others repeat what is not per example; for TPUs, whose programs have no custom
         # calls, in which XLA cannot count.
-        on_one = map_over(make_mesh(jax.devices()[:1]), step)
+        on_one = map_over(make_mesh(jax.devices()[:1]), step, in_specs)
         costs = jax.jit(on_one).trace(*shapes).lower(lowering_platforms=("tpu",)).cost_analysis() or {}
         return costs.get("flops", 0.0)
 

@@ -40,10 +40,9 @@ from fmbench.training.checkpoint import Checkpoints
 from fmbench.training.optimizer import make_optimizer
 from fmbench.training.record import Diary, is_finite, make_record
 from fmbench.training.reporting import MetricWriter, Progress, mend_metrics
-from fmbench.training.steps import Evaluation, Program, TrainState
+from fmbench.training.steps import CALLS_IN_FLIGHT, Evaluation, Program, TrainState
 
 _runs_of_process = itertools.count()
-CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late a signal is answered
 
 
 def train_and_evaluate(
@@ -88,6 +87,8 @@ def train_seeds(
         store.check_writable(results_dir)
     if len(seeds) > 1 and config.early_stopping_patience:
         raise UserError("config.early_stopping_patience stops seeds at different epochs; train them one by one.")
+    if len(seeds) > 1 and config.data.pipeline == "grain":
+        raise UserError("config.data.pipeline=grain reads the batches of one seed; train them one by one.")
     with contextlib.ExitStack() as stack:
         if not team.is_first:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fmbench-")))
@@ -210,6 +211,7 @@ def _run(
             progress = {
                 "config": identity,
                 "data_sha256": plan.data.sha256,
+                "data_position": plan.data.position,
                 "processes": process_list.to_json(step),
                 "diaries": [lane.diary.to_json() for lane in lanes],
                 **stopwatch.to_json(),
@@ -339,9 +341,9 @@ def _prepare(
         workdir.check_same_data(directory, data.sha256)
         steps_per_call = steps.choose_steps_per_call(config, data.whole_batches)
         tx, schedule = make_optimizer(config, data.steps_per_epoch)
-        graphdef, state = steps.init_state(config, tx, mesh, data.seed, len(data.train_rows["label"]))
+        graphdef, state = steps.init_state(config, tx, mesh, data.seed, data.num_rows)
         misfit = functools.partial(workdir.misfit, config=identity, sha256=data.sha256)
-        state = _restore(checkpoints, state, mesh, misfit, lanes, stopwatch, process_list)
+        state = _restore(checkpoints, state, data, mesh, misfit, lanes, stopwatch, process_list)
     with stopwatch("compile"):
         programs = steps.compile_programs(config, mesh, data, graphdef, tx, state, steps_per_call)
         data.compile_orders(selection.losses_of_epoch(state.losses, is_new=True))
@@ -352,6 +354,7 @@ def _prepare(
 def _restore(
     checkpoints: Checkpoints,
     state: TrainState,
+    data: input_pipeline.Data,
     mesh: Mesh,
     misfit: Callable[[dict[str, Any]], str],
     lanes: list[Lane],
@@ -375,6 +378,7 @@ def _restore(
         state = parallel.replicate(
             jax.tree.unflatten(structure, team.arrays_of_first(jax.device_get(leaves))), mesh
         )
+    data.check_position(int(state.step.max()), progress.get("data_position"))
     process_list.resume(int(state.step.max()), progress["processes"] if team.is_first else [])
     stopwatch.add(progress["seconds"], progress["core_seconds"])
     for lane, diary in zip(lanes, progress["diaries"], strict=True):
@@ -408,13 +412,13 @@ def _train_epoch(
         The state, and the loss and accuracy of every step, (steps, seeds).
     """
     epoch, done = divmod(step, data.steps_per_epoch)
-    order = data.epoch_order(epoch, selection.losses_of_epoch(state.losses, is_new=done == 0))
+    arguments = data.feed(step, selection.losses_of_epoch(state.losses, is_new=done == 0))
     longest = max(programs)
     outputs: list[dict[str, jax.Array]] = []
     while done < data.steps_per_epoch and not _is_asked_to_stop(stop):
         whole = data.whole_batches - done
         length = longest if longest <= whole else min(1, whole)
-        state, metrics = programs[length].run(state, data.train_rows, order, data.seed)
+        state, metrics = programs[length].run(state, *arguments(length))
         outputs.append(metrics)
         done += max(1, length)
         if stopwatch.first_step is None:

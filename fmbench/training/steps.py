@@ -19,6 +19,8 @@ from fmbench.training import input_pipeline, parallel, selection
 from fmbench.training.input_pipeline import Batch
 from fmbench.training.parallel import AXIS, Program
 
+CALLS_IN_FLIGHT = 2  # how far the host runs ahead of the devices, and how late a signal is answered
+
 
 @struct.dataclass
 class TrainState:
@@ -40,7 +42,7 @@ class TrainState:
 def train_step(
     state: TrainState,
     rows: Batch,
-    order: jax.Array,
+    order: jax.Array | None,
     seed: jax.Array,
     *,
     graphdef: nnx.GraphDef,
@@ -56,7 +58,7 @@ def train_step(
 
     Args:
         state: Before the update.
-        rows: The train set on the device.
+        rows: The train set on the device; or, without an order, this device's part of the batch.
         order: Rows of the epoch in the order of their visit, int32 (images_per_epoch,).
         seed: uint32; with state.step it decides what dropout drops and how images are augmented.
         graphdef: The model's structure.
@@ -75,12 +77,16 @@ def train_step(
     key = jax.random.key(seed)
     dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), state.step)
     augment_key = jax.random.fold_in(jax.random.fold_in(key, 3), state.step)
-    first = state.step % -(-order.size // batch_size) * batch_size
+    first = jnp.int32(0) if order is None else state.step % -(-order.size // batch_size) * batch_size
 
-    def examples(positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Keys, augmented images and labels at these places of the global batch."""
-        indices = order.at[first + positions].get(mode="promise_in_bounds")
-        batch = input_pipeline.gather(rows, indices)
+    def rows_at(positions: jax.Array, is_mine: bool) -> Batch:
+        if order is not None:
+            return input_pipeline.gather(rows, order.at[first + positions].get(mode="promise_in_bounds"))
+        return rows if is_mine else input_pipeline.gather(jax.lax.all_gather(rows, AXIS, tiled=True), positions)
+
+    def examples(positions: jax.Array, is_mine: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Keys, augmented images and labels at these places of the global batch, be they this device's or not."""
+        batch = rows_at(positions, is_mine)
         keys = augmentation.example_keys(augment_key, positions)
         images = augmentation.augment(keys, batch["image"], augment) if any(augment.values()) else batch["image"]
         return keys, images, batch["label"]
@@ -89,7 +95,7 @@ def train_step(
     keys, images, label = examples(positions)
     targets = jax.nn.one_hot(label, 10)
     if augmentation.mixes(augment):
-        _, partners, partner_label = examples((positions + 1) % num_examples)
+        _, partners, partner_label = examples((positions + 1) % num_examples, is_mine=False)
         images, share = augmentation.mix(keys, images, partners, augment)
         targets = share[:, None] * targets + (1 - share[:, None]) * jax.nn.one_hot(partner_label, 10)
     targets = optax.smooth_labels(targets, label_smoothing)
@@ -113,7 +119,7 @@ def train_step(
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         average = optax.incremental_update((params, model_state), average, 1 - decay)
     known_losses = state.losses
-    if known_losses:
+    if known_losses and order is not None:
         indices = jax.lax.dynamic_slice(order, (first,), (num_examples,))
         losses = jax.lax.all_gather(losses, AXIS, tiled=True)
         known_losses = selection.update(known_losses, indices, losses, starts_epoch=first == 0)
@@ -180,7 +186,12 @@ def evaluate(programs: Mapping[int, Program], state: TrainState, calls: Sequence
     Returns:
         One evaluation, or where several seeds train together, one of each.
     """
-    outputs = jax.device_get([programs[len(call["label"])].run(*state.evaluated, call) for call in calls])
+    started: list[dict[str, jax.Array]] = []
+    for call in calls:
+        started.append(programs[len(call["label"])].run(*state.evaluated, call))
+        if len(started) > CALLS_IN_FLIGHT:  # more would hold the images of all, where they come from the disk
+            started[-1 - CALLS_IN_FLIGHT]["loss"].block_until_ready()
+    outputs = jax.device_get(started)
     if state.step.ndim == 0:
         outputs = jax.tree.map(lambda x: x[None], outputs)
     of_all = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *outputs)  # (seeds, batches, ...)
@@ -256,8 +267,12 @@ def init_state(
 
 
 def choose_steps_per_call(config: config_dict.ConfigDict, whole_batches: int) -> int:
-    """What the config asks for or, where it says 0, 1 on CPUs and an epoch's whole batches elsewhere."""
-    default = whole_batches if parallel.loops_on_devices(config.steps_per_call) else 1
+    """What the config asks for or, where it says 0, 1 on CPUs and elsewhere an epoch's whole batches.
+
+    Of batches that are read from disk, which lie on the devices for a call, `input_pipeline.MOST_BATCHES` at most.
+    """
+    most = input_pipeline.MOST_BATCHES if config.data.pipeline == "grain" else whole_batches
+    default = min(most, whole_batches) if parallel.loops_on_devices(config.steps_per_call) else 1
     return min(config.steps_per_call or default, whole_batches)
 
 
@@ -299,20 +314,23 @@ def compile_programs(
             )
             return parallel.over_seeds(one_seed, data.seed, in_axes=(0, None, 0, 0))
 
-        def steps(length: int, state: TrainState, *arguments: Any):
+        def steps(length: int, state: TrainState, rows: Batch, order: jax.Array | None, seed: jax.Array):
             one = step(config.batch_size)
-            return jax.lax.scan(lambda state, _: one(state, *arguments), state, length=length)
+            if order is None:
+                return jax.lax.scan(lambda state, batch: one(state, batch, None, seed), state, rows)
+            return jax.lax.scan(lambda state, _: one(state, rows, order, seed), state, length=length)
 
         return {
             length: parallel.compile_step(
                 functools.partial(steps, length)
                 if length > 1
                 else step(config.batch_size if length else data.remainder),
-                (state, data.train_rows, data.epoch_order(0), data.seed),
+                (state, *data.example_arguments(length)),
                 mesh=mesh,
                 parallel=config.parallel,
                 donate_first=True,
                 compiler_options=compiler_options,
+                in_specs=(parallel.WHOLE, data.rows_spec(length), parallel.WHOLE, parallel.WHOLE),
             )
             for length in lengths
         }
@@ -322,6 +340,8 @@ def compile_programs(
     for index, stage in enumerate(parts):
         same = [i for i, earlier in enumerate(parts[:index]) if earlier.augment == stage.augment]
         train_programs.append(train_programs[same[0]] if same else compile_training(stage.augment))
+    # Of a split only the last call may be smaller.
+    ends = [calls[index] for calls in data.eval_batches.values() for index in (0, -1)]
     evaluate_calls = functools.partial(eval_steps, graphdef=graphdef, normalization=config.data.normalization)
     eval_programs = {
         len(call["label"]): parallel.compile_step(
@@ -331,7 +351,7 @@ def compile_programs(
             parallel=config.parallel,
             compiler_options=compiler_options,
         )
-        for call in {len(call["label"]): call for calls in data.eval_batches.values() for call in calls}.values()
+        for call in {len(call["label"]): call for call in ends}.values()
     }
     return train_programs, eval_programs
 

@@ -234,7 +234,7 @@ def _only_moved(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> bool
     """Whether the data lie elsewhere than they did, and are the same."""
     if old["dir"] == new["dir"] or not new["dir"] or not (workdir / "data.json").exists():
         return False
-    check_same_data(workdir, fashion_mnist.load(new["source"], new["dir"], new["unproven"]).sha256)
+    check_same_data(workdir, fashion_mnist.of_config(new).sha256)
     return True
 
 

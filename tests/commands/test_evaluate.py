@@ -172,7 +172,7 @@ def test_an_exported_model_by_itself_meets_the_standard_data(make_workdir, datas
     monkeypatch.setattr(fashion_mnist, "load", load)
     code, out, _ = run_evaluate("--model", make_workdir() / "model", "--data_dir=somewhere")
     assert code == 0
-    load.assert_called_once_with("tfds", "somewhere", False)
+    load.assert_called_once_with("tfds", "somewhere", False, False)
     assert "record" not in out
 
 

@@ -108,6 +108,23 @@ def test_two_processes_train_as_one(start_several, run_main, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_that_read_their_images_from_disk_train_as_one_that_has_them(
+    start_several, run_main, tmp_path
+):
+    pytest.importorskip("grain", reason="grain is not installed: pip install '.[grain]'")
+    flags = ("--config=configs/mlp.py", "--config.data.remainder=keep", "--config.num_epochs=2", *SAMPLE)
+    grain = ("--config.data.pipeline=grain", "--config.batch_size=64")  # the last step has 32 images
+    results = end(start_several(2, *flags, *grain, *folders(tmp_path / "two")))
+    assert [code for code, _ in results] == [0, 0], results
+    alone = run_main(*flags, "--config.batch_size=64", *folders(tmp_path / "one"), devices=2)
+    assert alone.returncode == 0, alone.stderr
+    (record, predictions), (expected, expected_predictions) = read(tmp_path / "two"), read(tmp_path / "one")
+    assert model(tmp_path / "two") == model(tmp_path / "one")
+    np.testing.assert_array_equal(predictions, expected_predictions)
+    assert [epoch.train_loss for epoch in record.history] == [epoch.train_loss for epoch in expected.history]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "size", "devices", "mode"),
     [

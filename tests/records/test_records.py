@@ -254,7 +254,9 @@ def old(tmp_path, monkeypatch) -> RunRecord:
     """A record on old data, which lie where its config says; written to <tmp_path>/old."""
     sha256 = {"t10k-labels": proof.sha256(LABELS)}
     dataset = dataclasses.replace(fake_dataset("old"), sha256=sha256)
-    monkeypatch.setattr(fashion_mnist, "load", lambda *arguments: {("csv", "kaggle", False): dataset}[arguments])
+    monkeypatch.setattr(
+        fashion_mnist, "load", lambda *arguments: {("csv", "kaggle", False, False): dataset}[arguments]
+    )
     data = make_record().config["data"] | {"source": "csv", "dir": "kaggle"}
     record = make_record(data_version="old", data_sha256=sha256, config={"data": data})
     store.write(record, predictions_with(wrong=20), tmp_path / "old")
@@ -274,7 +276,7 @@ def test_the_labels_of_other_data_are_not_published(stem, tmp_path):
 
 
 def test_data_that_changed_since_give_no_labels(old, tmp_path, monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "load", lambda source, place, unproven: fake_dataset("old"))
+    monkeypatch.setattr(fashion_mnist, "load", lambda source, place, unproven, mapped: fake_dataset("old"))
     with pytest.raises(
         UserError, match="kaggle no longer holds the data of mlp-cpu-abacus-9-2c-float32-seed0-old"
     ):

@@ -470,7 +470,7 @@ def test_arms_differ_in_one_thing_each_and_share_no_cache(run, results_dir, log,
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
     assert run("--sections=arms", "--rounds=1", f"--configs={CNN1}", platform="gpu")[0] == 0
     trained = {entry["pid"]: entry for entry in log() if entry["do"] == "train"}.values()
-    assert len({entry["FMBENCH_CACHE"] for entry in trained}) == len(trained) == 17
+    assert len({entry["FMBENCH_CACHE"] for entry in trained}) == len(trained) == 18
     assert all(entry["XLA_FLAGS"].startswith("--xla_dump_to=x") for entry in trained)
     ways = [
         (
@@ -481,15 +481,17 @@ def test_arms_differ_in_one_thing_each_and_share_no_cache(run, results_dir, log,
         )
         for entry in trained
     ]
+    assert [entry["pipeline"] for entry in trained] == ["resident"] * 5 + ["grain"] + ["resident"] * 12
     default = ("float32", 0, "", "")
-    assert ways[:7] == [
+    assert ways[:8] == [
         default,
         *(("float32", steps, "", "") for steps in (1, 100, 234, 702)),  # 60,000 // 256 are an epoch
+        default,
         ("bfloat16", 0, "", ""),
         ("float32", 0, "", "highest"),
     ]
-    assert [way[:2] + way[3:] for way in ways[7:]] == [("float32", 0, "")] * 10
-    assert len({way[2] for way in ways[7:]}) == 10 and all(way[2].startswith("--xla_gpu_") for way in ways[7:])
+    assert [way[:2] + way[3:] for way in ways[8:]] == [("float32", 0, "")] * 10
+    assert len({way[2] for way in ways[8:]}) == 10 and all(way[2].startswith("--xla_gpu_") for way in ways[8:])
 
 
 def test_an_arm_whose_flag_is_unknown_says_so_and_the_rest_is_kept(run, results_dir):

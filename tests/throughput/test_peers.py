@@ -382,6 +382,16 @@ def test_torch_crops_and_flips_each_image_by_itself(torch_speedrun):
     assert min(counts) > 60 and max(counts) < 140  # of 100; the standard deviation is 10
 
 
+def test_images_from_disk_train_fmbenchs_net_alike(make_job):
+    pytest.importorskip("grain", reason="grain is not installed: pip install '.[grain]'")
+    losses = []
+    for pipeline in ("resident", "grain"):
+        system = fmbench_itself.FmbenchItself(protocol.Job(**make_job("mlp", pipeline=pipeline)))
+        system.compile()
+        losses.append([float(system.train_step()[1]["loss"]) for _ in range(20)])  # of 15 steps an epoch
+    assert losses[0] == losses[1]
+
+
 def test_torch_takes_fmbenchs_step(torch_speedrun):
     """On all rows at once, whose order is of no importance then: the losses that it keeps, and the net.
 

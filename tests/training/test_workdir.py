@@ -86,7 +86,7 @@ def run_on_a_folder(tmp_path) -> Path:
 def hold(monkeypatch, sha256: str) -> None:
     """Lets any folder hold data of this hash."""
     dataset = dataclasses.replace(fake_dataset(), sha256={"train-images": sha256})
-    monkeypatch.setattr(fashion_mnist, "load", lambda source, data_dir, unproven: dataset)
+    monkeypatch.setattr(fashion_mnist, "load", lambda source, data_dir, unproven, mapped: dataset)
 
 
 def test_a_folder_that_was_moved_is_no_other_config(run_on_a_folder, monkeypatch):
