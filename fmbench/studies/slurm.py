@@ -10,9 +10,11 @@ on a node that fails goes on where it was, in the same job or in the next one.
 """
 
 import contextlib
+import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,7 +37,7 @@ MOST_REQUEUES = 1000  # of a job whose time is up: each goes on where the one be
 POLL = 5.0  # seconds between two looks
 LINGER = 20.0  # seconds that a file may take from one machine to another
 TIMEOUT = 60.0  # seconds for SLURM's commands
-HOW_TO_CHOOSE = "sbatch's own variables choose otherwise: SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_CONSTRAINT, ..."
+HOW_TO_CHOOSE = "SBATCH_PARTITION, SBATCH_ACCOUNT and sbatch's other variables choose otherwise."
 
 
 class Job(NamedTuple):
@@ -141,11 +143,13 @@ def submit(runs: Sequence[Run], results_dir: Path, max_jobs: int | None, *, forc
                 **({"gpus_per_node": gpus} if gpus else {}),
             )
             try:
-                with executor.batch():
+                with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                     submitted = [executor.submit(Task(_command(run, results_dir))) for run in array]
             except utils.FailedJobError as error:
-                *_, last = str(error).strip().splitlines() or ["no reason given"]
-                raise UserError(f"sbatch refuses the jobs: {last.strip()}; {HOW_TO_CHOOSE}") from error
+                for task in (FOLDER / "jobs").glob("?" * 32 + ".pkl"):  # of no job
+                    task.unlink()
+                found = re.findall(r"^\s*sbatch: error: (.*)$", str(error), re.MULTILINE) or ["no reason given"]
+                raise UserError(f"sbatch refuses the jobs: {'; '.join(found)}. {HOW_TO_CHOOSE}") from error
             known |= {run.name: job.job_id for run, job in zip(array, submitted, strict=True)}
             with files.atomic_file(jobs) as file:
                 file.write(json.dumps(known, indent=1).encode())
@@ -192,7 +196,7 @@ def queue() -> dict[str, Job]:
     if done.returncode:
         raise UserError(f"squeue does not answer ({done.stderr.strip().splitlines()[-1:] or done.returncode}).")
     lines = (line.split("|", 3) for line in done.stdout.splitlines())
-    return {job: Job(state, elapsed, where) for job, state, elapsed, where in lines}
+    return {job: Job(state, elapsed, where.replace("(None)", "")) for job, state, elapsed, where in lines}
 
 
 def watch(runs: Sequence[Run], jobs: Mapping[str, str], results_dir: Path) -> dict[str, str]:
