@@ -4,6 +4,7 @@ python -m fmbench.pareto
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -44,7 +45,7 @@ class Point(NamedTuple):
     num_seeds: int
     accuracy: float  # test, percent, mean
     std: float | None  # None for a single seed
-    core_seconds: float | None  # of training, median; None for runs that shared their machine
+    core_seconds: float  # of training, median; not a number for runs that shared their machine
     num_params: int
     competes: bool  # not, if the costs are a head's alone
 
@@ -64,7 +65,7 @@ def point_of(runs: Sequence[RunRecord]) -> Point:
         num_seeds=len(runs),
         accuracy=mean,
         std=std,
-        core_seconds=None
+        core_seconds=math.nan
         if first.environment.shared_by
         else statistics.median(run.train_core_seconds for run in runs),
         num_params=first.num_params,
@@ -99,7 +100,9 @@ def draw(conditions: Mapping[str, Sequence[Point]], num_elsewhere: int) -> Figur
         if point.entry not in most_seeds or point.num_seeds > most_seeds[point.entry].num_seeds:
             most_seeds[point.entry] = point
     timed = {
-        title: points for title, points in shown.items() if all(point.core_seconds is not None for point in points)
+        title: points
+        for title, points in shown.items()
+        if not any(math.isnan(point.core_seconds) for point in points)
     }
     panels: list[Panel] = [
         (points, _core_seconds, "core-seconds of training (median)") for points in timed.values()
@@ -122,7 +125,6 @@ def draw(conditions: Mapping[str, Sequence[Point]], num_elsewhere: int) -> Figur
 
 
 def _core_seconds(point: Point) -> float:
-    assert point.core_seconds is not None
     return point.core_seconds
 
 

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 from typing import TypeVar
 
+import filelock
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
@@ -17,6 +18,7 @@ from fmbench.system.files import atomic_file
 # Bytes. The largest committed record has 43,000, and predictions have one for each test image.
 LARGEST_RECORD = 64 << 20
 LARGEST_ARRAY = 64 << 20
+LONGEST_WAIT = 300  # seconds, for others that publish
 LONGEST_TEXT = 300  # characters of a file that a message repeats
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -57,15 +59,35 @@ def write(
 def publish(stem: Path, results_dir: Path, *, data_dir: str | None = None) -> RunRecord:
     """Copies the record <stem>.json and its predictions to <results_dir>/runs, under the record's name.
 
-    The record of a run that was not completed replaces none that was. Next to the first record on an old or
-    another data set go its true test labels, to <results_dir>/labels: others cannot fetch them.
+    The record of a run that was not completed replaces none that was. Of two processes that publish at a time, on
+    whatever machines, one waits, so that a record and its predictions are always of one run. Next to the first
+    record on an old or another data set go its true test labels, to <results_dir>/labels, for others cannot fetch
+    them.
 
     Args:
         stem: In the work directory.
         results_dir: Where the records are collected.
         data_dir: Where the run's data lie now, if they were moved.
+
+    Raises:
+        UserError: If there is no valid record, or it cannot be written there.
     """
     record = read(stem.with_name(stem.name + ".json"))
+    try:
+        (results_dir / "runs").mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(results_dir / "runs" / ".lock", timeout=LONGEST_WAIT):
+            _publish(record, stem, results_dir, data_dir)
+    except filelock.Timeout as error:
+        raise UserError(
+            f"{results_dir}/runs/.lock: another process has held it for {LONGEST_WAIT} s; end that one, and "
+            "give the same command again."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{error.filename or stem}: cannot write the record ({error.strerror}).") from error
+    return record
+
+
+def _publish(record: RunRecord, stem: Path, results_dir: Path, data_dir: str | None) -> None:
     target = results_dir / "runs" / f"{record.name}.json"
     predictions = val_predictions = None
     if record.status == "completed":
@@ -75,9 +97,8 @@ def publish(stem: Path, results_dir: Path, *, data_dir: str | None = None) -> Ru
         if has_own_labels(record):
             _publish_labels(record, results_dir, data_dir)
     elif target.exists() and read(target).status == "completed":
-        return record
+        return
     write(record, predictions, target.with_name(record.name), val_predictions)
-    return record
 
 
 def read(path: Path) -> RunRecord:

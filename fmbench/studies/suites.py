@@ -37,7 +37,7 @@ def plan(lines: Sequence[str]) -> list[Run]:
     """
     runs: dict[str, Run] = {}
     for line in lines:
-        spec, seeds, *overrides = [*line.split(), ""] if len(line.split()) < 2 else line.split()
+        spec, seeds, *overrides = line.split() if len(line.split()) > 1 else (line, "")
         if not all(seed.isascii() and seed.isdigit() for seed in seeds.split(",")):
             raise UserError(f"'{line}' is no line of a suite: expected a config and its seeds, as in 'mlp 0,1,2'.")
         for seed in seeds.split(","):

@@ -1,8 +1,8 @@
 """A SLURM cluster of two nodes on this machine: slurmctld, two slurmd and munged, all of it in one folder.
 
-Debian's packages will do (apt-get install slurm-wlm munge): their slurmd takes a node's name, so that several run on
-one machine. Nothing of the system's own configuration is read or written. Root's daemons only: slurmd starts jobs as
-their users.
+Debian's packages will do (apt-get install slurm-wlm munge): their slurmd takes a node's name, so that several run
+on one machine. Nothing of the system's own configuration is read or written. The daemons need root: slurmd starts
+jobs as their users.
 """
 
 import contextlib
@@ -101,7 +101,9 @@ def _run(daemon: str, *arguments: str | Path) -> None:
     program = _find(daemon)
     assert program
     # Not in a pipe, which it would keep open.
-    subprocess.run([program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, timeout=60)
+    subprocess.run(
+        [program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, timeout=60
+    )
 
 
 def _free_ports(number: int) -> list[int]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import slurm_cluster
+from conftest import REPOSITORY
 
 SHORT = """
 from ml_collections import config_dict
@@ -29,7 +29,7 @@ def get_config():
     return config
 """
 WHY_NOT = slurm_cluster.why_not() or ("" if importlib.util.find_spec("submitit") else "submitit is not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=f"no SLURM: {WHY_NOT}")]
+pytestmark = [pytest.mark.full, pytest.mark.skipif(bool(WHY_NOT), reason=f"no SLURM: {WHY_NOT}")]
 
 
 class Cluster:
@@ -37,7 +37,7 @@ class Cluster:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
-        self.environment = os.environ | environment | {"PYTHONPATH": os.getcwd()}
+        self.environment = os.environ | environment | {"PYTHONPATH": str(REPOSITORY)}
 
     def run(self, *command: str, **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
