@@ -62,7 +62,7 @@ class Task:
             self._child = child.pid
             _wait_for(child.pid)
         if child.returncode == 130 and _is_running():  # preempted: asked to end, and not by scancel
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], timeout=TIMEOUT, check=True)
+            subprocess.run(["scontrol", "requeue", _own_job()], timeout=TIMEOUT, check=True)
         sys.exit(child.returncode)
 
     def checkpoint(self) -> Any:
@@ -90,9 +90,15 @@ def _ignore_notice() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
+def _own_job() -> str:
+    """The id of the job that this process is in. SLURM_JOB_ID alone may stand for the whole array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
 def _is_running() -> bool:
     """Whether SLURM has this job for a running one: it is neither cancelled nor queued again already."""
-    asked = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"]
+    asked = ["squeue", "--noheader", "--format=%T", f"--jobs={_own_job()}"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=TIMEOUT)
     return done.stdout.strip() == "RUNNING"
 
@@ -194,7 +200,8 @@ def queue() -> dict[str, Job]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"squeue does not answer ({error}).") from error
     if done.returncode:
-        raise UserError(f"squeue does not answer ({done.stderr.strip().splitlines()[-1:] or done.returncode}).")
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise UserError(f"squeue does not answer ({last}).")
     lines = (line.split("|", 3) for line in done.stdout.splitlines())
     return {job: Job(state, elapsed, where.replace("(None)", "")) for job, state, elapsed, where in lines}
 

@@ -63,14 +63,14 @@ class Cluster:
             text=True,
         )
 
-    def wait_for_training(self, seed: int) -> str:
-        """Until some epochs are done; returns the job."""
+    def wait_for_training(self, seed: int, not_in: str = "") -> str:
+        """Until an epoch is done; returns the job."""
         jobs = self.folder / "workdirs" / "slurm" / "jobs.json"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             job = json.loads(jobs.read_text())[f"short-float32-seed{seed}"] if jobs.exists() else ""
             log = self.folder / "workdirs" / "slurm" / "jobs" / f"{job}_0_log.err"
-            if log.exists() and "epoch 5/" in log.read_text():
+            if log.exists() and job != not_in and "\nepoch " in log.read_text():
                 return job
             time.sleep(0.05)
         raise TimeoutError(f"seed {seed} does not train")
@@ -111,19 +111,22 @@ def test_a_suite_ends_complete_whatever_becomes_of_its_jobs_and_nodes(cluster):
     assert "2 of 3 runs have their record in results/runs." in log
     assert log.count(" PENDING ") >= 5  # three at first, and the two that were queued again
 
-    again = cluster.suite("--max_jobs=2", "short.py 0,1,2")
-    print(again.stdout)
-    assert again.returncode == 0, again.stderr
-    assert "3 runs: 2 have their record, 1 are jobs." in again.stdout
-    assert "3 of 3 runs have their record" in again.stdout
+    again = cluster.start_suite("--max_jobs=2", "short.py 0,1,2")
+    asked_to_end = cluster.wait_for_training(0, not_in=cancelled)  # as preemption with GraceTime does
+    assert cluster.run("scancel", "--signal=TERM", asked_to_end).returncode == 0
+    log, _ = again.communicate(timeout=300)
+    print(log)
+    assert again.returncode == 0
+    assert "3 runs: 2 have their record, 1 are jobs." in log
+    assert "3 of 3 runs have their record" in log
 
-    for seed in (0, 1, 2):
+    for seed, num_resumes in enumerate((2, 1, 1)):
         main = [sys.executable, "-m", "fmbench.main", "--config=short.py", f"--config.seed={seed}"]
         undisturbed = cluster.run(*main, f"--workdir=alone{seed}", "--results_dir=alone")
         assert undisturbed.returncode == 0, undisturbed.stderr
         record, predictions = cluster.record(seed, "results")
         expected, expected_predictions = cluster.record(seed, "alone")
-        assert (record["num_resumes"], expected["num_resumes"]) == (1, 0)
+        assert (record["num_resumes"], expected["num_resumes"]) == (num_resumes, 0)
         assert np.array_equal(predictions, expected_predictions)
         assert record["test_loss"] == expected["test_loss"]
 
