@@ -1,8 +1,10 @@
 """Records on disk: written and published, read and proven."""
 
+import contextlib
 import io
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,32 +75,41 @@ def publish(stem: Path, results_dir: Path, *, data_dir: str | None = None) -> Ru
         UserError: If there is no valid record, or it cannot be written there.
     """
     record = read(stem.with_name(stem.name + ".json"))
-    try:
-        (results_dir / "runs").mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(results_dir / "runs" / ".lock", timeout=LONGEST_WAIT):
-            _publish(record, stem, results_dir, data_dir)
-    except filelock.Timeout as error:
-        raise UserError(
-            f"{results_dir}/runs/.lock: another process has held it for {LONGEST_WAIT} s; end that one, and "
-            "give the same command again."
-        ) from error
-    except OSError as error:
-        raise UserError(f"{error.filename or stem}: cannot write the record ({error.strerror}).") from error
-    return record
-
-
-def _publish(record: RunRecord, stem: Path, results_dir: Path, data_dir: str | None) -> None:
     target = results_dir / "runs" / f"{record.name}.json"
-    predictions = val_predictions = None
-    if record.status == "completed":
+    is_completed = record.status == "completed"
+    predictions = val_predictions = labels = None
+    if is_completed:
         predictions = read_predictions(record, stem.with_name(stem.name + ".npy"))
         if record.val_predictions_sha256:
             val_predictions = read_val_predictions(record, stem.with_name(stem.name + ".validation.npy"))
-        if has_own_labels(record):
-            _publish_labels(record, results_dir, data_dir)
-    elif target.exists() and read(target).status == "completed":
-        return
-    write(record, predictions, target.with_name(record.name), val_predictions)
+        if has_own_labels(record) and not _labels_path(record, results_dir).exists():
+            labels = _own_labels(record, data_dir)
+    with _only_one(results_dir / "runs"):
+        if is_completed or not target.exists() or read(target).status != "completed":
+            if labels is not None:
+                _write_labels(labels, _labels_path(record, results_dir))
+            write(record, predictions, target.with_name(record.name), val_predictions)
+    return record
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Keeps others that publish to this folder waiting."""
+    lock = filelock.FileLock(folder / ".lock", timeout=LONGEST_WAIT)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"{folder}/.lock: another process has held it for {LONGEST_WAIT} s; end that one, and give the same "
+            "command again."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the record ({error.strerror}).") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read(path: Path) -> RunRecord:
@@ -189,20 +200,22 @@ def read_labels(record: RunRecord, results_dir: Path) -> np.ndarray:
     return labels
 
 
-def _publish_labels(record: RunRecord, results_dir: Path, data_dir: str | None) -> None:
-    path = _labels_path(record, results_dir)
-    if path.exists():
-        return
+def _own_labels(record: RunRecord, data_dir: str | None) -> np.ndarray:
+    """The true test labels of a record's data, which others cannot fetch."""
     dataset = _load_data(record, data_dir)
     if dataset.sha256 != record.data_sha256:
         raise UserError(
             f"{data_dir or record.config['data'].get('dir')} no longer holds the data of {record.name}; "
             "run it again."
         )
+    return dataset.test_labels
+
+
+def _write_labels(labels: np.ndarray, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
-            np.save(file, dataset.test_labels, allow_pickle=False)
+            np.save(file, labels, allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: cannot write the true labels ({error.strerror}).") from error
 

@@ -131,7 +131,10 @@ def submit(runs: Sequence[Run], results_dir: Path, max_jobs: int | None, *, forc
     # Signals wait: a job that is submitted and not written down would be submitted again.
     with filelock.FileLock(FOLDER / ".lock"), interrupt.blocked():
         queued = queue()
-        known = files.read_json(jobs) if jobs.exists() else {}
+        try:
+            known = files.read_json(jobs) if jobs.exists() else {}
+        except ValueError as error:
+            raise UserError(f"{jobs} {error}; `scancel --name=fmbench` ends its jobs, then remove it.") from error
         known = {name: job for name, job in known.items() if job in queued}
         if force:
             _clear(runs, known)
