@@ -91,7 +91,10 @@ parse_arguments() {
         results_dir=${2:-}
         if (($# > 1)); then shift; fi
         ;;
-      --launcher=*) launcher=${1#*=} ;;
+      --launcher=*)
+        launcher=${1#*=}
+        if [[ -z $launcher ]]; then bad_usage '--launcher has no value: expected local or slurm.'; fi
+        ;;
       --jobs=* | --max_jobs=*) launcher_flags+=("$1") ;;
       --minutes=* | --config.*=*) accelerator_flags+=("$1") ;;
       -*) bad_usage "Unknown option $1: expected --force, --results_dir=DIR, --launcher=NAME or --help." ;;

@@ -260,6 +260,7 @@ def test_entries_select_runs(folder):
         (["quick", "--results_dir"], "--results_dir has no value"),
         (["quick", "--minutes=3"], "--minutes=3 is for the suite accelerator only"),
         (["quick", "--launcher=slrum"], "Unknown launcher 'slrum': expected local or slurm"),
+        (["quick", "--launcher="], "--launcher has no value: expected local or slurm"),
         (["quick", "--jobs=2"], "--jobs=2 goes with --launcher=local"),
         (["accelerator", "--launcher=local"], "--launcher is not for the suite accelerator"),
         (["accelerator", "--force"], "--force is not for the suite accelerator"),
