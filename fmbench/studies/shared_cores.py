@@ -45,7 +45,7 @@ def split_cores(jobs: int) -> list[list[int]]:
 
 def _first_sibling(core: int) -> int:
     try:
-        return int(Path(SIBLINGS.format(core)).read_text().replace("-", ",").partition(",")[0])
+        return int(Path(SIBLINGS.format(core)).read_text(encoding="utf-8").replace("-", ",").partition(",")[0])
     except (OSError, ValueError):
         return core
 
@@ -124,7 +124,7 @@ class Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="utf-8",
                 errors="backslashreplace",
                 process_group=0,  # so that a signal to this process's group reaches it once, through `_stop`
             )
