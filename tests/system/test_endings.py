@@ -77,7 +77,11 @@ def model(tmp_path) -> Path:
 
 # Ctrl-C and SIGTERM.
 
-STARTING = {"main": ["--config=mlp"], "accelerator": ["check"]}  # import little before they know what to do
+STARTING = {  # import little before they know what to do
+    "main": ["--config=mlp"],
+    "accelerator": ["check"],
+    "suite": ["--launcher=local", "--jobs=1", "mlp 0"],
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
