@@ -88,9 +88,10 @@ def prepare(on_white: PIL.Image.Image, on_black: PIL.Image.Image, invert: Invert
     levels are negated; (6) they become 8 bits of grey. In the files the lightest pixel is 254 or 255: levels were
     extended, too. Where a photograph is on no pure white, the steps are meant, not the letter: "the corners'
     colour" is a plane through the levels of the border, which may be unevenly lit; its noise widens the 5 %;
-    specks of less than a fiftieth of the article are no edges; levels are differences from that ground, of whichever
-    sign has more of them, so that a light article on dark or grey comes out light as well. Step 3 mends what the
-    authors' picking of single pixels costs; here pixels are averaged, and sharpened ones are recognised worse.
+    specks of less than a fiftieth of the article are no edges; levels are differences from that ground, of
+    whichever sign has more of them, so that a light article on dark or grey comes out light as well. Step 3 mends
+    what the authors' picking of single pixels costs; here pixels are averaged, and sharpened ones are recognised
+    worse.
 
     Args:
         on_white: Mode 'L', on white where it is transparent.
@@ -125,8 +126,8 @@ def prepare(on_white: PIL.Image.Image, on_black: PIL.Image.Image, invert: Invert
         of_sign[sign] = np.maximum(np.asarray(part) - 3 * strays, 0)
     if invert == "auto":
         invert = "yes" if of_sign["yes"].sum() >= of_sign["no"].sum() else "no"
-    article = of_sign[invert]
-    grey = PIL.Image.fromarray(np.rint(article * (255 / max(1.0, article.max()))).astype(np.uint8))
+    light = of_sign[invert]
+    grey = PIL.Image.fromarray(np.rint(light * (255 / max(1.0, light.max()))).astype(np.uint8))
     return np.array(PIL.ImageOps.pad(grey, SIZE, color=0))
 
 

@@ -398,7 +398,7 @@ def test_an_unreadable_image_cannot_forge_a_line(tmp_path):
     assert str(error.value).isprintable()
 
 
-# Photographs: drawn articles in the scenes of `drawn`, on which the net of docs/predicting.md is right of 106 in 120.
+# Photographs: drawn articles in the scenes of `drawn`, of which docs/predicting.md says what a net makes.
 
 
 @pytest.fixture(scope="module")
@@ -455,7 +455,9 @@ def test_the_side_that_counts_can_be_ordered(tmp_path):
     picture.paste(0, (20, 120, 180, 180))
     path = save(tmp_path / "a.png", picture)
     upper, lower = np.s_[1:13, 3:25], np.s_[19:27, 3:25]
-    for invert, light, dark in (("auto", upper, lower), ("no", upper, lower), ("yes", lower, upper)):
+    expected: list[tuple[photos.Invert, tuple, tuple]]
+    expected = [("auto", upper, lower), ("no", upper, lower), ("yes", lower, upper)]
+    for invert, light, dark in expected:
         image = photos.read_image(path, invert)
         assert image[light].min() > 200 and image[dark].max() == 0, invert
 
