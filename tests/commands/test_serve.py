@@ -254,16 +254,12 @@ def test_a_browser_draws_drops_and_reads(server, scheme, tmp_path):
             base64.b64encode(png(shoe)).decode(),
         )
         until(lambda: np.array_equal(seen(), shoe))
-            f"{seen}.filter((_, at) => at % 4 === 0).join() === '{','.join(map(str, shoe.ravel()))}'"
-        )
 
         # With the keyboard alone: draw, clear, and be told that there is nothing.
         page.locator("#pad").focus()
         for key in (" ", *["ArrowDown"] * 9, "Enter"):
             page.keyboard.press(key)
         until(lambda: not np.array_equal(seen(), shoe))
-            f"{seen}.filter((_, at) => at % 4 === 0).join() !== '{','.join(map(str, shoe.ravel()))}'"
-        )
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         page.keyboard.press("Tab")
@@ -274,8 +270,6 @@ def test_a_browser_draws_drops_and_reads(server, scheme, tmp_path):
         (tmp_path / "a.png").write_bytes(b"garbage")
         page.locator("#file").set_input_files(tmp_path / "a.png")
         until(lambda: page.locator("#said").inner_text().startswith("the picture: cannot read"))
-            "document.getElementById('said').textContent.startsWith('the picture: cannot read')"
-        )
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == {"light": "rgb(251, 251, 250)", "dark": "rgb(21, 23, 26)"}[scheme]
         for width in (360, 2560):
