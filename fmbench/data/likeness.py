@@ -4,8 +4,8 @@
 
 A normal distribution is fitted to the pixels of the train images: the variances along its principal components,
 and one for the rest (Tipping and Bishop 1999, "Probabilistic principal component analysis"). A picture is far if
-its squared Mahalanobis distance is larger than that of 99 % of the validation images. A score of the net's own would
-depend on the net: by the energy of its logits (Liu et al. 2020) one net finds 78 % of letters, another none.
+its squared Mahalanobis distance is larger than that of 99 % of the validation images. A score of the net's own
+would depend on the net: by the energy of its logits (Liu et al. 2020) one net finds 78 % of letters, another none.
 """
 
 import functools
@@ -73,8 +73,11 @@ def fit(dataset: fashion_mnist.Dataset) -> Normal:
 @functools.cache
 def _fitted() -> Normal:
     with np.load(FILE, allow_pickle=False) as arrays:
-        along = (arrays[name] for name in ("mean", "components", "variances"))
-        return Normal(*along, float(arrays["rest"]), float(arrays["threshold"]))
+        return Normal(
+            *(arrays["mean"], arrays["components"], arrays["variances"]),
+            rest=float(arrays["rest"]),
+            threshold=float(arrays["threshold"]),
+        )
 
 
 def main() -> None:
