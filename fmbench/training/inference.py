@@ -86,13 +86,7 @@ def _forward(
 
 
 def classify(model: nnx.Module, description: dict[str, Any], images: np.ndarray) -> np.ndarray:
-    """Probabilities of the classes, float32 (n, 10), at the model's temperature if it has one.
-
-    Args:
-        model: As for `logits`, like the others.
-        description: Likewise.
-        images: Likewise.
-    """
+    """Probabilities of the classes, float32 (n, 10), at the model's temperature; takes what `logits` takes."""
     return confidence.probabilities(logits(model, description, images), description.get("temperature") or 1.0)
 
 
