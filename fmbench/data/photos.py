@@ -102,15 +102,16 @@ def prepare(on_white: PIL.Image.Image, on_black: PIL.Image.Image, invert: Invert
         uint8 (28, 28). A picture that is all ground has nothing to trim, and is fitted in as it is.
     """
     levels, cut_out = np.asarray(on_white, np.float32), np.asarray(on_black, np.float32)
-    opacity = 1 - (levels - cut_out) / 255
     square = max(1, -(-max(levels.shape) // FINDING_SIZE))
-    if opacity.min() < 1:
+    opaque = np.asarray(PIL.Image.fromarray(1 - (levels - cut_out) / 255).reduce(square)) > 0.5
+    if np.concatenate([opaque[0], opaque[-1], opaque[:, 0], opaque[:, -1]]).mean() < 0.5:
         darker, lighter = 255 - levels, cut_out
-        strays, found = 0.0, np.asarray(PIL.Image.fromarray(opacity).reduce(square)) > 0.5
-    else:
+        strays, found = 0.0, opaque
+    else:  # a photograph, perhaps with rounded corners
         ground, strays = _ground(np.asarray(on_white.reduce(square), np.float32), levels.shape)
         darker, lighter = ground - levels, levels - ground
         found = np.abs(np.asarray(PIL.Image.fromarray(darker).reduce(square))) > max(CLOSE, 4 * strays)
+        found &= opaque
     box = _box(found)
     if box is None:
         article = PIL.ImageOps.invert(on_white) if invert == "yes" or levels.mean() > 127.5 else on_black

@@ -462,6 +462,16 @@ def test_the_side_that_counts_can_be_ordered(tmp_path):
         assert image[light].min() > 200 and image[dark].max() == 0, invert
 
 
+def test_rounded_corners_are_no_cutting_out(tmp_path):
+    picture = PIL.Image.new("LA", (280, 280), (180, 255))
+    picture.paste((40, 255), (70, 100, 210, 240))
+    plain = photos.read_image(save(tmp_path / "a.png", picture))
+    for corner in ((0, 0, 30, 30), (250, 250, 280, 280)):
+        picture.paste((180, 0), corner)
+    np.testing.assert_array_equal(photos.read_image(save(tmp_path / "a.png", picture)), plain)
+    assert (plain == 255).all()
+
+
 def test_specks_are_no_edges(tmp_path):
     picture = PIL.Image.new("L", (280, 280), 240)
     picture.paste(40, (70, 100, 210, 240))
