@@ -145,7 +145,7 @@ def test_probabilities_are_calibrated_on_validation_while_no_clock_runs(make_con
 
     monkeypatch.setattr(inference, "measure_confidence", slowly)
     began = time.perf_counter()
-    record = run(make_config("configs/mlp.py", batch_size=240, num_epochs=1), tmp_path / "a")
+    record = run(make_config("configs/mlp.py", batch_size=40, num_epochs=1, data__split="default"), tmp_path / "a")
     assert record.wall_seconds < time.perf_counter() - began - 2
     found = record.confidence
     assert found is not None and found.temperature is not None
