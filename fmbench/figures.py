@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from fmbench.data import fashion_mnist, photos
+from fmbench.data import fashion_mnist, features, photos
 from fmbench.errors import UserError
 from fmbench.models import activations, confidence, exported
 from fmbench.records import store
@@ -89,8 +89,11 @@ def of_run(workdir: Path, image: str) -> Iterator[tuple[str, "Figure"]]:
         drawing.confusion_matrix(dataset.test_labels, predictions, f"{run}\n{score}", class_names),
     )
 
-    batches = np.array_split(dataset.test_images, max(1, len(right) // inference.BATCH_SIZE))
-    logits = np.concatenate([inference.logits(model, description, batch) for batch in batches])
+    inputs, spec = dataset.test_images, description.get("features", {})
+    if spec.get("backbone"):  # the run left them in the cache
+        inputs = features.load(inputs, dataset.sha256["t10k-images"], features.Spec(**spec))
+    batches = np.array_split(inputs, max(1, len(inputs) // inference.BATCH_SIZE))
+    logits = np.concatenate([inference.logits_of_inputs(model, description, batch) for batch in batches])
     temperatures = (1.0, description.get("temperature") or 1.0)
     bins = {t: confidence.bins(confidence.probabilities(logits, t), dataset.test_labels) for t in temperatures}
     yield "reliability", drawing.reliability_diagram(bins, run)

@@ -68,10 +68,11 @@ def logits(model: nnx.Module, description: dict[str, Any], images: np.ndarray) -
     Returns:
         float32 (n, 10).
     """
-    return _logits(model, description, features.model_input(description, images))
+    return logits_of_inputs(model, description, features.model_input(description, images))
 
 
-def _logits(model: nnx.Module, description: dict[str, Any], rows: np.ndarray) -> np.ndarray:
+def logits_of_inputs(model: nnx.Module, description: dict[str, Any], rows: np.ndarray) -> np.ndarray:
+    """As `logits`, of the images or, where the model is one on features, of those, (n, num_features)."""
     graphdef, params, model_state = split_model(model)
     normalization = description["normalization"]
     return np.asarray(_forward(params, model_state, rows, graphdef=graphdef, normalization=normalization))
@@ -123,6 +124,6 @@ def _logits_and_labels(
         for call in jax.device_get(parallel.local(list(calls)))
         for index in range(len(call["label"]))
     ]
-    logits = np.concatenate([_logits(model, description, batch["image"]) for batch in batches])
+    logits = np.concatenate([logits_of_inputs(model, description, batch["image"]) for batch in batches])
     labels, masks = (np.concatenate([batch[name] for batch in batches]) for name in ("label", "mask"))
     return logits[masks > 0], labels[masks > 0]
