@@ -129,6 +129,8 @@ class Classifier:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Probabilities of the classes, float32 (n, 10), of images, uint8 (n, 28, 28), light on black.
 
+        They are calibrated, if the model's run had validation images.
+
         Raises:
             UserError: If the images have another shape or type.
         """

@@ -4,9 +4,9 @@
     python -m fmbench.figures --model=workdirs/cnn3-cpu-float32-seed0 --image=shirt.png --format=svg
     python -m fmbench.figures data
 
-Of a run: learning curves, the confusion matrix of the test set, nine right and nine wrong test images, and what
-every convolution returns for one image. Of the data: the first nine train images, the first 225 with classes, and
-the mean image of every class.
+Of a run: learning curves, the confusion matrix of the test set, how often the net is right when it is how sure (a
+reliability diagram), nine right and nine wrong test images, and what every convolution returns for one image. Of
+the data: the first nine train images, the first 225 with classes, and the mean image of every class.
 """
 
 import itertools
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from fmbench.data import fashion_mnist, photos
+from fmbench.data import fashion_mnist, features, photos
 from fmbench.errors import UserError
-from fmbench.models import activations, exported
+from fmbench.models import activations, confidence, exported
 from fmbench.records import store
 from fmbench.system import command_line, runtime
-from fmbench.training import input_pipeline
+from fmbench.training import inference, input_pipeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,6 +88,15 @@ def of_run(workdir: Path, image: str) -> Iterator[tuple[str, "Figure"]]:
         "confusion-matrix",
         drawing.confusion_matrix(dataset.test_labels, predictions, f"{run}\n{score}", class_names),
     )
+
+    inputs, spec = dataset.test_images, description.get("features", {})
+    if spec.get("backbone"):  # the run left them in the cache
+        inputs = features.load(inputs, dataset.sha256["t10k-images"], features.Spec(**spec))
+    batches = np.array_split(inputs, max(1, len(inputs) // inference.BATCH_SIZE))
+    logits = np.concatenate([inference.logits_of_inputs(model, description, batch) for batch in batches])
+    temperatures = (1.0, description.get("temperature") or 1.0)
+    bins = {t: confidence.bins(confidence.probabilities(logits, t), dataset.test_labels) for t in temperatures}
+    yield "reliability", drawing.reliability_diagram(bins, run)
 
     for name, chosen in (("right", np.flatnonzero(right)[:9]), ("wrong", np.flatnonzero(~right)[:9])):
         captions = [

@@ -5,9 +5,13 @@
     python -m fmbench.predict --model=workdirs/mlp-cpu-float32-seed0 --json - < shirt.png
 
 An image may have up to 536 million pixels and any common format; a directory stands for all image files in it,
-and - for the image on standard input. The models know one light article on a black background: an image with a
-light border is inverted, and one that is not 28 x 28 is fitted into the middle of 28 x 28 black pixels. Of an
-image that is unlike any article (nearly empty, of one grey, noise) the line says so.
+and - for the image on standard input. The models know one light article on a black background: an image of 28 x 28
+is inverted if its border is light; any other is taken for a photograph of one article on a plain ground, and
+trimmed, fitted in and turned into light on black as the data were made. --figure shows what came of it.
+
+Probabilities are those at the temperature that the run fitted on its validation images. Of an image that is unlike
+any article (nearly empty, of one grey, noise, or farther from the data than 99 % of them) the line says so. A run
+without validation images has no temperature: its probabilities are the net's own.
 
 Exit codes: 0 done, 1 an image could not be read (the others are classified), 2 something given cannot be used.
 """
@@ -23,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from fmbench.data import photos
+from fmbench.data import likeness, photos
 from fmbench.errors import UserError
 from fmbench.models import exported
 from fmbench.system import command_line, runtime
@@ -42,7 +46,7 @@ def main() -> None:
         "--invert",
         choices=["auto", "yes", "no"],
         default="auto",
-        help="turn dark into light; auto: where the border of the image is light (default)",
+        help="turn dark into light; auto: where the article is darker than its ground (default)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per image")
     parser.add_argument(
@@ -101,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
     names = []
     for path, image, row in zip(paths, images, probabilities, strict=True):
         prediction = describe(row, description["class_names"])
-        unlike = photos.oddity(image)
+        unlike = likeness.unlike(image, description["class_names"])
         doubt = f"; but it is unlike the data: {unlike}" if unlike else ""
         names.append(photos.printable(path.name) + doubt)
         if arguments.json:

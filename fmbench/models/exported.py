@@ -1,6 +1,7 @@
 """A trained model on disk, which a fresh process can rebuild, and prove to be what was written."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +51,7 @@ class Description(BaseModel):
     seed: int | None = None
     features: Features | None = None
     test_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Annotated[float, Field(gt=0, le=100)] | None = None  # of probabilities, fitted on validation
 
 
 def export_model(directory: Path, params: Any, model_state: Any, description: dict[str, Any]) -> None:
@@ -69,6 +71,18 @@ def export_model(directory: Path, params: Any, model_state: Any, description: di
         sha256 = sealed.save_arrays(partial, {"params": params, "model_state": model_state})
         text = json.dumps(description | {"sha256": sha256}, indent=1)
         (partial / "model.json").write_text(text + "\n")
+
+
+def add_temperature(directory: Path, temperature: float) -> None:
+    """Writes an exported model anew, whole or not at all, with the temperature in its description.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    with sealed.sealed_folder(directory) as partial:
+        shutil.copytree(directory / sealed.ARRAYS, partial / sealed.ARRAYS)
+        description = files.read_json(directory / "model.json") | {"temperature": temperature}
+        (partial / "model.json").write_text(json.dumps(description, indent=1) + "\n")
 
 
 def check_export(directory: Path) -> dict[str, Any]:

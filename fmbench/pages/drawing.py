@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fmbench.errors import UserError
+from fmbench.models import confidence
 from fmbench.records import schema
 from fmbench.system import files
 
@@ -148,6 +149,32 @@ def confusion_matrix(
         label.set_parse_math(False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
+    return figure
+
+
+def reliability_diagram(bins: Mapping[float, confidence.Bins], title: str) -> Figure:
+    """Accuracy over the probability of the predicted class, a panel for each temperature, below how many images.
+
+    Args:
+        bins: The test images' by temperature; 1 is the net's own.
+        title: Above the figure.
+    """
+    figure = titled(title, 4.2 * len(bins), 5)
+    grid = figure.subplots(2, len(bins), squeeze=False, sharex=True, sharey="row", height_ratios=[3, 1])
+    edges = np.linspace(0, 1, confidence.NUM_BINS + 1)
+    for (upper, lower), (temperature, found) in zip(grid.T, bins.items(), strict=True):
+        width = edges[1] - edges[0]
+        upper.bar(edges[:-1], found.accuracy * 100, width, align="edge", color=TRAIN, edgecolor="white")
+        upper.plot(found.confidence, found.accuracy * 100, "o", color=HELD_OUT, markersize=4)
+        upper.plot([0, 1], [0, 100], color="grey", linestyle="--", linewidth=1)
+        name = "as the net gives them" if temperature == 1 else f"at the temperature {temperature:.2f}"
+        upper.set_title(f"{name}\nexpected calibration error {found.calibration_error:.2%}", fontsize=10)
+        upper.set_ylim(0, 100)
+        lower.bar(edges[:-1], found.counts, width, align="edge", color=TRAIN, edgecolor="white")
+        lower.set_xlabel("probability of the predicted class")
+        lower.set_xlim(0, 1)
+    grid[0, 0].set_ylabel("accuracy (%)")
+    grid[1, 0].set_ylabel("test images")
     return figure
 
 

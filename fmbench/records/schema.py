@@ -151,6 +151,14 @@ class Calibration(Strict):
     memory_bytes_per_sec: Annotated[float, Field(gt=0)]
 
 
+class Confidence(Strict):
+    """What the probabilities of the test images are worth; see `models.confidence`."""
+
+    calibration_error: Fraction  # expected (ECE), of the test set, as the model gives probabilities
+    temperature: Annotated[float, Field(gt=0, le=100)] | None  # fitted on validation; None where there is none
+    calibration_error_at_temperature: Fraction | None  # likewise
+
+
 class StageResult(Strict):
     """A stage of the run, and the state at its end."""
 
@@ -245,6 +253,7 @@ class RunRecord(Strict):
     calibration: Calibration | None = None  # None in records from before and where it was not measured
     environment: Environment  # of the last process
     processes: list[Process] = []  # in their order; none in records from before they were listed
+    confidence: Confidence | None = None  # None in records from before it was measured
     val_predictions_sha256: str | None = None  # of a fold, in the order of its rows
 
     @field_validator("time_to_target")

@@ -1,6 +1,7 @@
 """What a trained model says of images."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -11,8 +12,9 @@ from tqdm import tqdm
 
 from fmbench.data import features
 from fmbench.errors import UserError
-from fmbench.models import activations, split_model
-from fmbench.training import input_pipeline
+from fmbench.models import activations, confidence, split_model
+from fmbench.records import schema
+from fmbench.training import input_pipeline, parallel
 
 BATCH_SIZE = 250  # small, because the results of all layers are held at once
 
@@ -66,10 +68,14 @@ def logits(model: nnx.Module, description: dict[str, Any], images: np.ndarray) -
     Returns:
         float32 (n, 10).
     """
+    return logits_of_inputs(model, description, features.model_input(description, images))
+
+
+def logits_of_inputs(model: nnx.Module, description: dict[str, Any], rows: np.ndarray) -> np.ndarray:
+    """As `logits`, of the images or, where the model is one on features, of those, (n, num_features)."""
     graphdef, params, model_state = split_model(model)
     normalization = description["normalization"]
-    images = features.model_input(description, images)
-    return np.asarray(_forward(params, model_state, images, graphdef=graphdef, normalization=normalization))
+    return np.asarray(_forward(params, model_state, rows, graphdef=graphdef, normalization=normalization))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "normalization"))
@@ -81,5 +87,43 @@ def _forward(
 
 
 def classify(model: nnx.Module, description: dict[str, Any], images: np.ndarray) -> np.ndarray:
-    """Probabilities of the classes, float32 (n, 10): the softmax of `logits`, whose arguments it takes."""
-    return np.asarray(jax.nn.softmax(logits(model, description, images)))
+    """Probabilities of the classes, float32 (n, 10), at the model's temperature; takes what `logits` takes."""
+    return confidence.probabilities(logits(model, description, images), description.get("temperature") or 1.0)
+
+
+def measure_confidence(
+    model: nnx.Module, description: dict[str, Any], eval_batches: Mapping[str, Sequence[input_pipeline.Batch]]
+) -> schema.Confidence:
+    """Fits an exported model's temperature on validation images, and measures on the test set what that does.
+
+    Args:
+        model: From `exported.load_model`.
+        description: Likewise.
+        eval_batches: As `input_pipeline.Data` has them; without 'validation' nothing is fitted.
+    """
+    found = {split: _logits_and_labels(model, description, calls) for split, calls in eval_batches.items()}
+    test, labels = found["test"]
+    temperature = confidence.fit_temperature(*found["validation"]) if "validation" in found else None
+    before, after = (
+        confidence.bins(confidence.probabilities(test, t), labels).calibration_error
+        for t in (1.0, temperature or 1.0)
+    )
+    return schema.Confidence(
+        calibration_error=before,
+        temperature=temperature,
+        calibration_error_at_temperature=after if temperature else None,
+    )
+
+
+def _logits_and_labels(
+    model: nnx.Module, description: dict[str, Any], calls: Sequence[input_pipeline.Batch]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of every real example of a split, float32 (n, 10) and int32 (n,)."""
+    batches = [
+        {name: array[index] for name, array in call.items()}
+        for call in jax.device_get(parallel.local(list(calls)))
+        for index in range(len(call["label"]))
+    ]
+    logits = np.concatenate([logits_of_inputs(model, description, batch["image"]) for batch in batches])
+    labels, masks = (np.concatenate([batch[name] for batch in batches]) for name in ("label", "mask"))
+    return logits[masks > 0], labels[masks > 0]

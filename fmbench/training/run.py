@@ -30,12 +30,12 @@ from fmbench.errors import UserError
 from fmbench.models import exported
 from fmbench.records import calibration, machine, processes, store
 from fmbench.records.processes import ProcessList
-from fmbench.records.schema import Calibration, RunRecord, Status
+from fmbench.records.schema import Calibration, Confidence, RunRecord, Status
 from fmbench.system import files
 from fmbench.system.interrupt import StopRequest, stop_on_signals
 from fmbench.system.sealed import DamageError
 from fmbench.system.timing import Stopwatch, seconds_since_process_start
-from fmbench.training import input_pipeline, parallel, selection, steps, workdir
+from fmbench.training import inference, input_pipeline, parallel, selection, steps, workdir
 from fmbench.training.checkpoint import Checkpoints
 from fmbench.training.optimizer import make_optimizer
 from fmbench.training.record import Diary, is_finite, make_record
@@ -281,7 +281,24 @@ def _run(
         val_predictions = lane.evaluations["validation"].predictions if is_scored else None
         store.write(record, predictions, lane.directory / "record", val_predictions)
         records[lane.directory] = record
+    for lane in lanes:  # all clocks have stopped
+        if team.is_first and lane.evaluations:
+            _judge(lane.directory, plan.data, records, display.line)
     _calibrate(records)
+
+
+def _judge(
+    directory: Path, data: input_pipeline.Data, records: dict[Path, RunRecord], say: Callable[[str], None]
+) -> None:
+    """Measures what an exported model's probabilities are worth, and notes it in the model and in a new record."""
+    model, description = exported.load_model(directory / "model")
+    found = inference.measure_confidence(model, description, data.eval_batches)
+    if found.temperature:
+        exported.add_temperature(directory / "model", found.temperature)
+    if directory in records:
+        records[directory] = records[directory].model_copy(update={"confidence": found})
+        store.write(records[directory], None, directory / "record")
+    say(_confidence_line(found))
 
 
 def _calibrate(records: dict[Path, RunRecord]) -> None:
@@ -506,6 +523,16 @@ def _epoch_line(epochs: list[dict[str, Any]], num_epochs: int) -> str:
         f"epoch {epoch['epoch']:.0f}/{num_epochs}{seeds}: loss {epoch['train_loss']:.4f}, "
         f"train accuracy {epoch['train_accuracy']:.2%}{_watched(epochs)}, "
         f"{epoch['train_images_per_sec']:,.0f} images/s, {epoch['train_seconds']:.2f} s"
+    )
+
+
+def _confidence_line(found: Confidence) -> str:
+    error = f"calibration error {found.calibration_error:.2%}"
+    if found.temperature is None:
+        return f"{error}; no temperature, for there are no validation images to fit it on"
+    return (
+        f"{error}, {found.calibration_error_at_temperature:.2%} at the temperature {found.temperature:.2f} "
+        "fitted on validation"
     )
 
 

@@ -19,7 +19,7 @@ from fmbench import config, figures
 from fmbench.data import fashion_mnist
 from fmbench.data.fashion_mnist import CLASS_NAMES
 from fmbench.errors import UserError
-from fmbench.models import exported
+from fmbench.models import confidence, exported
 from fmbench.pages import drawing
 from fmbench.records import schema, store
 from fmbench.system import runtime
@@ -195,6 +195,18 @@ def test_confusion_matrix_has_true_classes_in_rows():
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CLASS_NAMES)
 
 
+def test_a_reliability_diagram_has_a_panel_for_each_temperature():
+    rows = np.eye(10)[[0, 0, 1]] * 0.8 + 0.02
+    bins = {t: confidence.bins(rows, np.array([0, 1, 1])) for t in (1.0, 0.62)}
+    figure = drawing.reliability_diagram(bins, "run")
+    first, second, *_ = figure.axes
+    assert first.get_title().splitlines() == ["as the net gives them", "expected calibration error 15.33%"]
+    assert second.get_title().startswith("at the temperature 0.62\n")
+    heights, counts = (axes.containers[0].datavalues for axes in (first, figure.axes[2]))  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(counts, [0] * 12 + [3] + [0] * 2)
+    assert (np.isnan(heights).sum(), heights[12]) == (14, pytest.approx(200 / 3))
+
+
 @pytest.mark.parametrize(
     ("caption", "columns", "inches"),
     [("T-shirt/top", 15, 0.9), ("predicted Ankle boot\ntrue T-shirt/top", 3, 1.7)],
@@ -239,7 +251,8 @@ def test_activation_maps_stand_eight_in_a_row():
 def test_a_run_is_drawn_from_its_record_predictions_and_model(workdir, sample, monkeypatch, capsys):
     code, out, err = run_main(monkeypatch, capsys, "--model", workdir, "--format=png")
     assert (code, err) == (0, "")
-    names = ["learning-curves", "confusion-matrix", "right", "wrong", *(f"activations-conv{k}" for k in (1, 2, 3))]
+    names = ["learning-curves", "confusion-matrix", "reliability", "right", "wrong"]
+    names += [f"activations-conv{k}" for k in (1, 2, 3)]
     paths = [workdir / "figures" / f"{name}.png" for name in names]
     assert out.splitlines() == [str(path) for path in paths]
     for path in paths:

@@ -73,6 +73,23 @@ def test_an_export_replaces_the_one_before(copied):
     assert [path.name for path in copied.parent.iterdir()] == ["model"]
 
 
+def test_a_temperature_is_added_and_nothing_else_changes(copied):
+    exported.add_temperature(copied, 0.7)
+    model, description = exported.load_model(copied)
+    assert (
+        description
+        == exported.check_export(copied)
+        == {**exported.check_export(copied), **DESCRIPTION}
+        | {
+            "temperature": 0.7,
+            "sha256": description["sha256"],
+        }
+    )
+    expected = MODELS["cnn1"](rngs=nnx.Rngs(0))
+    jax.tree.map(np.testing.assert_array_equal, split_model(model)[1:], split_model(expected)[1:])
+    assert [path.name for path in copied.parent.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize("all_of_it", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_damage_of_any_file_is_refused(workdir, tmp_path, all_of_it):
     tried = 0
@@ -119,6 +136,7 @@ def having(key, value):
         (having("seed", "0"), "field 'seed': "),
         (having("test_accuracy", float("nan")), "field 'test_accuracy': "),
         (having("test_accuracy", 1e300), "field 'test_accuracy': "),
+        (having("temperature", 0.0), "field 'temperature': "),
         (having("features", {"backbone": "vgg20"}), "field 'features.backbone': "),
         (having("sha256", "0" * 64), "arrays: they are not those that were saved"),
     ],

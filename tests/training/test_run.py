@@ -12,10 +12,11 @@ import pytest
 
 from fmbench import config as config_lib
 from fmbench.data import fashion_mnist
+from fmbench.models import confidence, exported
 from fmbench.records import calibration, schema
 from fmbench.system import load
 from fmbench.system.timing import Lap
-from fmbench.training import input_pipeline
+from fmbench.training import inference, input_pipeline
 from fmbench.training import run as training_run
 from fmbench.training.record import Diary, time_to_target
 from fmbench.training.run import train_and_evaluate
@@ -133,6 +134,37 @@ def test_a_completed_record_says_what_the_machine_reaches_and_no_clock_runs_mean
     assert record.wall_seconds < took - 1
     monkeypatch.setattr(calibration, "measure_beside_a_run", lambda: None)  # too little memory
     assert run(config, tmp_path / "other").calibration is None
+
+
+def test_probabilities_are_calibrated_on_validation_while_no_clock_runs(make_config, tmp_path, monkeypatch):
+    measure = inference.measure_confidence
+
+    def slowly(*arguments):
+        time.sleep(2)
+        return measure(*arguments)
+
+    monkeypatch.setattr(inference, "measure_confidence", slowly)
+    began = time.perf_counter()
+    record = run(make_config("configs/mlp.py", batch_size=40, num_epochs=1, data__split="default"), tmp_path / "a")
+    assert record.wall_seconds < time.perf_counter() - began - 2
+    found = record.confidence
+    assert found is not None and found.temperature is not None
+    model, description = exported.load_model(tmp_path / "a" / "work")
+    assert description["temperature"] == found.temperature != 1
+    dataset = fashion_mnist.load("sample")
+    labels, logits = dataset.test_labels, inference.logits(model, description, dataset.test_images)
+    probabilities = inference.classify(model, description, dataset.test_images)
+    np.testing.assert_allclose(probabilities, confidence.probabilities(logits, found.temperature))
+    after = confidence.bins(probabilities, labels).calibration_error
+    before = confidence.bins(confidence.probabilities(logits), labels).calibration_error
+    assert found.calibration_error_at_temperature == pytest.approx(after, abs=1e-4)
+    assert found.calibration_error == pytest.approx(before, abs=1e-4)
+    assert record.test_accuracy == (probabilities.argmax(axis=1) == labels).mean()
+
+    record = run(make_config("configs/mlp.py", batch_size=240, num_epochs=1, data__split="all"), tmp_path / "b")
+    assert record.confidence is not None and record.confidence.calibration_error > 0
+    assert record.confidence.temperature is record.confidence.calibration_error_at_temperature is None
+    assert "temperature" not in exported.load_model(tmp_path / "b" / "work")[1]
 
 
 def test_nothing_compiles_while_training_is_timed(make_config, tmp_path, monkeypatch):
