@@ -54,8 +54,8 @@ def train(
     resolved = entries.resolve(config, overrides)
     (record,) = run(
         resolved,
-        local_path(workdir or default_workdir(resolved)),
-        local_path(results_dir or default_results_dir(resolved)),
+        default_workdir(resolved) if workdir is None else local_path(workdir),
+        default_results_dir(resolved) if results_dir is None else local_path(results_dir),
         force=force,
     )
     if record.status == "interrupted":

@@ -144,7 +144,7 @@ def _run_all(commands: list[list[str]]) -> list[str]:
         processes = []
         for index, command in enumerate(commands):
             with _bound_to(cores[index % len(cores)]):
-                errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+                errors = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
                 process = subprocess.Popen(
                     command,
                     env=environ,
