@@ -20,6 +20,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from absl import logging
 from hypothesis import strategies as st
 from sklearn.model_selection import KFold, train_test_split
 
@@ -36,7 +37,8 @@ REPOSITORY = SAMPLE.parents[2]
 
 @pytest.fixture(autouse=True)
 def nothing_of_this_machine(request, tmp_path, monkeypatch):
-    """Leaves the fast tests an empty cache and no other place the data could come from."""
+    """Leaves the fast tests an empty cache and no other place the data could come from; and warnings are heard."""
+    logging.set_verbosity(logging.WARNING)  # which commands before in this process have turned down
     if request.node.get_closest_marker("full") is None:
         monkeypatch.setenv("FMBENCH_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no_tfds"))
