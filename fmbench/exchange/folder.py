@@ -18,7 +18,7 @@ CARD, RECORD, PREDICTIONS = "README.md", "record.json", "record.npy"
 FILES = {
     "safetensors": {
         "model.safetensors": "the weights by their names in the net, float32; kernels are (height, width, inputs, "
-        "outputs) and (inputs, outputs); the metadata, JSON each, have the net, its arguments and the normalization"
+        "outputs) and (inputs, outputs); the metadata, JSON each, name the net, its arguments and normalization"
     },
     "stablehlo": {
         "model.bin": "the net with its weights: `jax.export.deserialize(bytearray(open('model.bin', 'rb').read()))"
@@ -74,9 +74,7 @@ def export(workdir: Path, format: str, output: Path, *, force: bool = False) -> 
         if not force:
             raise UserError(f"--output={output} is there already; name a new folder, or replace it with --force.")
         if not all((output / name).is_file() for name in (CARD, RECORD, sealed.SEAL)):
-            raise UserError(
-                f"--output={output} is no export, and --force replaces nothing else; name a new folder."
-            )
+            raise UserError(f"--output={output} is no export, so --force leaves it; name a new folder.")
     with command_line.needs_extra("export"):
         write = _writer(format)
     record, dataset = store.read_run(workdir)

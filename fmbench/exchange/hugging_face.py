@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fmbench.data import proof
 from fmbench.pages.generated import text
 from fmbench.records.schema import RunRecord
 
@@ -34,7 +35,7 @@ def card(record: RunRecord, files: dict[str, str], checked: str, temperature: fl
         "library_name": "fmbench",
         "pipeline_tag": "image-classification",
         "tags": ["fashion-mnist", "jax", "flax"],
-        "datasets": [DATASET],
+        **({"datasets": [DATASET]} if record.data_version == proof.STANDARD else {}),
         "metrics": ["accuracy"],
         "model-index": [_results(record)],
     }
@@ -58,15 +59,16 @@ def card(record: RunRecord, files: dict[str, str], checked: str, temperature: fl
 
 
 def _results(record: RunRecord) -> dict[str, Any]:
-    accuracies = {"Test accuracy": record.test_accuracy, "Test top-5 accuracy": record.test_top5_accuracy}
-    metrics = [
-        {"type": "accuracy", "value": value, "name": name}
-        for name, value in accuracies.items()
-        if value is not None
+    found = [
+        ("accuracy", record.test_accuracy, "Test accuracy"),
+        ("accuracy", record.test_top5_accuracy, "Test top-5 accuracy"),
+        ("loss", record.test_loss, "Test loss"),
     ]
-    metrics += [{"type": "loss", "value": record.test_loss, "name": "Test loss"}] if record.test_loss else []
+    metrics = [{"type": kind, "value": value, "name": name} for kind, value, name in found if value is not None]
     task = {"type": "image-classification", "name": "Image Classification"}
     dataset = {"type": DATASET, "name": "Fashion-MNIST", "split": "test"}
+    if record.data_version != proof.STANDARD:
+        dataset = {"type": "other", "name": f"data of {record.data_version}", "split": "test"}
     return {"name": record.name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}
 
 

@@ -17,7 +17,7 @@ def render(record: RunRecord) -> str:
     """The log of a completed run.
 
     run_start is the first step. What lies between an epoch's last step and the next one's first, evaluation and
-    checkpoints, is the interval of eval_start and eval_stop. `cache_clear` is missing, for no cache is cleared.
+    checkpoints, is the interval of eval_start and eval_stop. No cache is cleared, as cache_clear says.
     """
     lines: list[str] = []
 
@@ -26,6 +26,7 @@ def render(record: RunRecord) -> str:
         lines.append(f":::MLLOG {json.dumps(content | {'value': value, 'metadata': metadata})}")
 
     began = _began(record)
+    log(0, POINT, "cache_clear", False)
     log(0, START, "init_start")
     for key, value in _settings(record).items():
         log(0, POINT, key, value)

@@ -4,7 +4,8 @@ Arrays are NHWC in JAX and NCHW in ONNX, so that convolutions and pooling stand 
 which runtimes remove. What is known when the graph is made (indices of a strided slice, say) is computed by JAX.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,25 @@ def write(program: Program, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
             "--format=stablehlo takes it."
         )
     onnx.save(graph_of(program), folder / FILE)
-    session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
-    return lambda batch: session.run(["logits"], {"images": batch})[0]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it prints of an error it raises, too
+    with _in_one_line():
+        session = onnxruntime.InferenceSession(folder / FILE, options, providers=["CPUExecutionProvider"])
+
+    def logits(batch: np.ndarray) -> np.ndarray:
+        with _in_one_line():
+            return session.run(["logits"], {"images": batch})[0]
+
+    return logits
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime has a kind for each of its codes
+        said = str(error).splitlines()[0]
+        raise UserError(f"--format=onnx: onnxruntime refuses the graph of this model: {said}") from error
 
 
 def graph_of(program: Program) -> onnx.ModelProto:
@@ -218,14 +236,19 @@ def _product(graph: _Graph, params: Any, inputs: list[Value], shapes: Any, resul
 
 
 def _gather(graph: _Graph, params: Any, inputs: list[Value], shapes: Any, result: Any) -> Value:
-    """Elements at known indices, as a strided slice is traced where the batch is free: x[:, ::2, ::2]."""
-    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    """A slice, as it is traced where the batch is free: from x[:, 1:] one window, from x[:, ::2, ::2] elements."""
+    numbers, sizes, indices = params["dimension_numbers"], params["slice_sizes"], inputs[1]
     indexed, rank = numbers.start_index_map, len(shapes[0])
     rest = [axis for axis in range(rank) if axis not in indexed]
-    plain = numbers.collapsed_slice_dims == tuple(sorted(indexed)) and not numbers.operand_batching_dims
-    if not plain or isinstance(inputs[1], str) or any(sizes[axis] != shapes[0][axis] for axis in rest):
+    if isinstance(indices, str) or numbers.operand_batching_dims or any(sizes[i] != shapes[0][i] for i in rest):
         raise UnknownOperationError("gather")
-    y = graph.node("GatherND", graph.transpose(inputs[0], [*indexed, *rest]), inputs[1].astype(np.int64))
+    starts = indices.astype(np.int64)
+    if not numbers.collapsed_slice_dims and starts.ndim == 1:
+        ends = starts + np.array([sizes[axis] for axis in indexed])
+        return graph.node("Slice", inputs[0], starts, ends, np.array(indexed, np.int64))
+    if numbers.collapsed_slice_dims != tuple(sorted(indexed)):
+        raise UnknownOperationError("gather")
+    y = graph.node("GatherND", graph.transpose(inputs[0], [*indexed, *rest]), starts)
     places = [axis for axis in range(len(result.shape)) if axis not in numbers.offset_dims]
     return graph.transpose(y, np.argsort([*places, *numbers.offset_dims]).tolist())
 
