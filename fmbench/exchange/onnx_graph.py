@@ -4,8 +4,7 @@ Arrays are NHWC in JAX and NCHW in ONNX, so that convolutions and pooling stand 
 which runtimes remove. What is known when the graph is made (indices of a strided slice, say) is computed by JAX.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from jax.extend import core
 from onnx import TensorProto, helper, numpy_helper
 
 from fmbench.errors import UserError
-from fmbench.exchange.program import Program, refuse_features, specification
+from fmbench.exchange.program import Program, refuse_features, refused, specification
 
 FILE = "model.onnx"
 OPSET, IR_VERSION = 18, 8  # of December 2022, which runtimes of all kinds know
@@ -59,23 +58,14 @@ def write(program: Program, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     onnx.save(graph_of(program), folder / FILE)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it prints of an error it raises, too
-    with _in_one_line():
+    with refused("onnx"):
         session = onnxruntime.InferenceSession(folder / FILE, options, providers=["CPUExecutionProvider"])
 
     def logits(batch: np.ndarray) -> np.ndarray:
-        with _in_one_line():
+        with refused("onnx"):
             return session.run(["logits"], {"images": batch})[0]
 
     return logits
-
-
-@contextlib.contextmanager
-def _in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # onnxruntime has a kind for each of its codes
-        said = str(error).splitlines()[0]
-        raise UserError(f"--format=onnx: onnxruntime refuses the graph of this model: {said}") from error
 
 
 def graph_of(program: Program) -> onnx.ModelProto:
@@ -86,7 +76,7 @@ def graph_of(program: Program) -> onnx.ModelProto:
     """
     values = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in program.arrays.values()]
     # With a precision of its own a convolution is JAX's, not our primitive.
-    with jax.default_matmul_precision("highest"):
+    with refused("onnx"), jax.default_matmul_precision("highest"):
         closed = jax.make_jaxpr(program.call)(values, specification())
     graph = _Graph()
     for name, array in program.arrays.items():
@@ -104,7 +94,8 @@ def graph_of(program: Program) -> onnx.ModelProto:
     made = helper.make_graph(graph.nodes, "fmbench", [images], [result], graph.initializers)
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(made, opset_imports=opset, ir_version=IR_VERSION, producer_name="fmbench")
-    onnx.checker.check_model(model, full_check=True)
+    with refused("onnx"):
+        onnx.checker.check_model(model, full_check=True)
     return model
 
 

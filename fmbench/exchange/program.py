@@ -1,6 +1,7 @@
 """A trained model as a pure function of its arrays and of images."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,22 @@ def of(model: nnx.Module, description: dict[str, Any]) -> Program:
 def specification() -> jax.ShapeDtypeStruct:
     """Of the images: uint8 (batch, 28, 28), of any batch."""
     return jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 28, 28"), jnp.uint8)
+
+
+@contextlib.contextmanager
+def refused(format: str) -> Iterator[None]:
+    """Around what may fail for a net of somebody else's, in JAX or in a runtime, which raise many kinds.
+
+    Raises:
+        UserError: Instead; says why in one line.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"--format={format} does not take this model: {said}") from error
 
 
 def refuse_features(program: Program, format: str) -> None:

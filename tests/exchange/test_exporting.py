@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from fmbench import config, export
 from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
-from fmbench.exchange import folder, onnx_graph, program
+from fmbench.exchange import folder, onnx_graph, program, stablehlo
 from fmbench.models import exported, split_model
 from fmbench.records import schema, store
 from fmbench.system import runtime, sealed
@@ -196,6 +196,16 @@ def test_what_onnx_does_not_have_is_named_in_one_line():
         UserError, match=r"^--format=onnx: .* not translated to ONNX \(sort\); .*stablehlo takes it\.$"
     ):
         onnx_graph.graph_of(program.Program({}, call, {}, nnx.Module()))
+
+
+def test_a_net_that_asks_for_the_batch_is_refused_in_one_line(tmp_path):
+    def call(arrays, images):
+        return images.reshape(-1, 784)[: min(len(images), 5), :10].astype(jnp.float32)
+
+    net = program.Program({}, call, {"dtype": "float32"}, nnx.Module())
+    for write, format in ((stablehlo.write, "stablehlo"), (onnx_graph.write, "onnx")):
+        with pytest.raises(UserError, match=rf"\A--format={format} does not take this model: .+\Z"):
+            write(net, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def fake_data(monkeypatch):
 
 def two_epochs(**changes: Any):
     config = {"num_epochs": 2, "optimizer": {"name": "adam", "learning_rate": 0.001}}
-    fields = {
+    fields: dict[str, Any] = {
         "config": config,
         "num_epochs": 2,
         "num_steps": 20,
