@@ -44,7 +44,7 @@ def card(record: RunRecord, files: dict[str, str], checked: str, temperature: fl
     lines = [
         f"---\n{_yaml(metadata)}---\n",
         f"# {text(record.entry)}, seed {record.seed}\n",
-        f"An image classifier for Fashion-MNIST, trained by fmbench: {text(record.model)}, "
+        f"An image classifier for {text(_dataset(record)['name'])}, trained by fmbench: {text(record.model)}, "
         f"{record.num_trainable_params:,} trainable parameters, {record.dtype}.\n",
         f"- Test accuracy {100 * (record.test_accuracy or 0):.2f} % on {record.num_test:,} images, last epoch.",
         f"- Epochs: {record.num_epochs:,}, of {record.num_train:,} images in batches of "
@@ -66,10 +66,13 @@ def _results(record: RunRecord) -> dict[str, Any]:
     ]
     metrics = [{"type": kind, "value": value, "name": name} for kind, value, name in found if value is not None]
     task = {"type": "image-classification", "name": "Image Classification"}
-    dataset = {"type": DATASET, "name": "Fashion-MNIST", "split": "test"}
-    if record.data_version != proof.STANDARD:
-        dataset = {"type": "other", "name": f"data of {record.data_version}", "split": "test"}
-    return {"name": record.name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}
+    return {"name": record.name, "results": [{"task": task, "dataset": _dataset(record), "metrics": metrics}]}
+
+
+def _dataset(record: RunRecord) -> dict[str, str]:
+    if record.data_version == proof.STANDARD:
+        return {"type": DATASET, "name": "Fashion-MNIST", "split": "test"}
+    return {"type": "other", "name": f"data of {record.data_version}", "split": "test"}
 
 
 def _yaml(content: dict[str, Any]) -> str:
