@@ -119,12 +119,13 @@ def _compare(
     predictions: np.ndarray,
     batch_size: int,
 ) -> Comparison:
-    largest, found = 0.0, []
+    differences, found = [], []
     starts = range(0, len(images), batch_size)
     for start in tqdm(starts, desc="comparing", unit="batch", leave=False, disable=None):
         batch = images[start : start + batch_size]
         logits = run(batch)
         expected = inference.logits(model.model, model.description, batch)
-        largest = max(largest, float(np.abs(logits - expected).max()))
+        differences.append(np.abs(logits - expected).max())
         found.append(logits.argmax(axis=-1))
+    largest = float(np.max(differences))  # NaN, if there is one
     return Comparison(len(images), largest, int((np.concatenate(found) != predictions).sum()))

@@ -70,7 +70,7 @@ def refuse_features(program: Program, format: str) -> None:
     Raises:
         UserError: If the model is a head on a frozen net's features.
     """
-    if backbone := program.description.get("features", {}).get("backbone"):
+    if backbone := (program.description.get("features") or {}).get("backbone"):
         raise UserError(
             f"--format={format} takes models of images, and this one is a head on the features of {backbone}; "
             "--format=safetensors has its weights."

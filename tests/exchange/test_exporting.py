@@ -242,9 +242,10 @@ def test_damage_and_another_net_leave_nothing(workdir, tmp_path, run):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_that_computes_otherwise_is_not_written(workdir, tmp_path, run, monkeypatch):
+@pytest.mark.parametrize("logit", [0, np.nan])
+def test_an_export_that_computes_otherwise_is_not_written(workdir, tmp_path, run, monkeypatch, logit):
     monkeypatch.setattr(
-        folder, "_writer", lambda format: lambda *_: lambda images: np.zeros((len(images), 10), np.float32)
+        folder, "_writer", lambda format: lambda *_: lambda images: np.full((len(images), 10), logit, np.float32)
     )
     code, out, err = run(f"--model={workdir}", "--format=stablehlo", f"--output={tmp_path / 'out'}")
     assert (code, out) == (2, "")
