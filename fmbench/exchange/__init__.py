@@ -1,0 +1,1 @@
+"""What leaves fmbench in forms that others read: trained models, and the results in records."""
