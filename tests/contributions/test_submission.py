@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import fake_records
 import numpy as np
@@ -25,7 +26,7 @@ from fmbench.records.schema import RunRecord
 IDENTITY = {"memory_bytes": 8 << 30, "thread_settings": {}, "instruction_sets": ["avx2"]}
 
 
-def make_record(seed: int = 1, **changes: object) -> RunRecord:
+def make_record(seed: int = 1, **changes: Any) -> RunRecord:
     return fake_records.make_record(seed=seed, **{"schema_version": 2, **changes})
 
 
@@ -79,7 +80,7 @@ def write_run(clone: Path, record: RunRecord, *, wrong: int = 20, name: str = "w
     return workdir
 
 
-def environment(clone: Path, **changes: object) -> dict[str, object]:
+def environment(clone: Path, **changes: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:  # as a run in that clone would have it
         patch.setattr(machine, "PACKAGE", clone / "fmbench")
         code = machine.code_sha256.__wrapped__()
@@ -114,7 +115,7 @@ def test_a_first_submission_from_a_second_clone_is_merged(clones, call, tmp_path
     assert "num_seeds 1 -> 2; test_accuracy 0.9 -> 0.9125" in said
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "completed": ({"status": "interrupted"}, {}),
     "standard data": ({"data_version": "old"}, {}),
     "predictions": ({"test_accuracy": 0.95}, {}),
