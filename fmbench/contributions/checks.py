@@ -74,11 +74,6 @@ def check(candidates: Sequence[Candidate], results_dir: Path, *, replaces: bool)
         UserError: If `results_dir` has records that cannot be read, or git does not know it.
     """
     git.ask(results_dir, "rev-parse", "HEAD")
-    committed = {
-        path: record
-        for path, record in store.read_all(results_dir).items()
-        if record.status == "completed" and record.data_version == proof.STANDARD
-    }
     read: dict[Path, RunRecord] = {}
     checked = []
     for one in candidates:
@@ -86,6 +81,12 @@ def check(candidates: Sequence[Candidate], results_dir: Path, *, replaces: bool)
             read[one.path] = store.read(one.path)
         except UserError as error:
             checked.append(Checked(one, None, [Finding("schema", str(error))]))
+    names = {record.name for record in read.values()}
+    committed = {
+        path: record
+        for path, record in store.read_all(results_dir).items()
+        if record.status == "completed" and record.data_version == proof.STANDARD and record.name not in names
+    }
     for one in candidates:
         if record := read.get(one.path):
             others = {path: other for path, other in (committed | read).items() if other.name != record.name}
