@@ -82,14 +82,15 @@ def check(candidates: Sequence[Candidate], results_dir: Path, *, replaces: bool)
         except UserError as error:
             checked.append(Checked(one, None, [Finding("schema", str(error))]))
     names = {record.name for record in read.values()}
-    committed = {
-        path: record
-        for path, record in store.read_all(results_dir).items()
-        if record.status == "completed" and record.data_version == proof.STANDARD and record.name not in names
+    committed = {path: one for path, one in store.read_all(results_dir).items() if one.name not in names}
+    beside = {
+        path: one
+        for path, one in (committed | read).items()
+        if one.status == "completed" and one.data_version == proof.STANDARD
     }
     for one in candidates:
         if record := read.get(one.path):
-            others = {path: other for path, other in (committed | read).items() if other.name != record.name}
+            others = {path: other for path, other in beside.items() if other.name != record.name}
             twice = [other for path, other in read.items() if other.name == record.name and path != one.path]
             findings = [Finding("schema", ""), *_findings(one, record, others, results_dir, replaces)]
             if twice:
