@@ -66,7 +66,7 @@ def _submit(runs: Sequence[Path], results_dir: Path, output: Path) -> int:
     with atomic_file(output) as file:
         file.write(content)
     cheapest = checks.cheapest([record for _, record in records])
-    print(f"{output}: {', '.join(names)}; {len(content):,} bytes. Next, in a clone:")
+    print(f"{output}: {len(names)} files of {len(records)} run(s), {len(content):,} bytes. Next, in a clone:")
     print("  git switch -c results-of-mine    # a branch that has the commit of the code")
     print(f"  python -m fmbench.submit --accept {shlex.quote(str(output))}")
     print(f"  {RENDER}")

@@ -269,3 +269,16 @@ def test_bad_input_is_a_users_mistake(clones, call, tmp_path):
     code, said, _ = call(submit, outside)
     assert code == 1
     assert "  no   schema: " in said
+
+
+def test_a_commit_of_another_branch_does_not_do(clones, call):
+    _, second = clones
+    git(second, "switch", "-q", "-c", "elsewhere")
+    git(second, "commit", "-q", "--allow-empty", "-m", "Elsewhere")
+    workdir = write_run(second, make_record(environment=environment(second)))
+    git(second, "switch", "-q", "main")
+    code, said, _ = call(submit, workdir)
+    assert code == 1
+    assert "is not in the history of this branch" in said
+    git(second, "switch", "-q", "elsewhere")
+    assert call(submit, workdir)[0] == 0
