@@ -1,4 +1,4 @@
-"""Brings records among the committed ones: checks and packs them, and on the other side checks and places them.
+"""Checks and packs records for the committed ones; with --accept checks and places what others packed.
 
     python -m fmbench.submit workdirs/mlp-cpu-float32-seed0 workdirs/mlp-cpu-float32-seed1
     python -m fmbench.submit results/runs/mlp-cpu-float32-seed0.json --output=mlp.tar.gz

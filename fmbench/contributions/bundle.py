@@ -59,12 +59,14 @@ def unpack(path: Path, folder: Path) -> list[Candidate]:
             raise ValueError("it is empty")
         if strange := contents.keys() - {stem + ending for stem in stems for ending in ENDINGS}:
             raise ValueError(f"{min(strange)} belongs to no record")
-        for name, content in contents.items():
-            (folder / name).write_bytes(content)
     except Exception as error:  # gzip and tarfile raise many kinds for what is damaged or made to harm
+        if isinstance(error, OSError) and error.errno:  # the machine's, not gzip's
+            raise
         raise UserError(
             f"{path}: not a submission ({in_one_line(str(error))[:200]}); have it made again."
         ) from error
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
     logs = {stem: folder / (stem + LOG) for stem in stems}
     return [
         Candidate(folder / f"{stem}.json", logs[stem] if logs[stem].exists() else None) for stem in sorted(stems)

@@ -34,7 +34,7 @@ def _run(folder: Path, *arguments: str, given: bytes = b"") -> subprocess.Comple
     environment = {name: value for name, value in os.environ.items() if name not in GIT_REDIRECTIONS}
     try:
         return subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
+            ["git", "--no-optional-locks", "-c", "log.showSignature=false", "-C", str(folder), *arguments],
             env=environment | {"LC_ALL": "C"},
             input=given,
             capture_output=True,
