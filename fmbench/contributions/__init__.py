@@ -1,0 +1,1 @@
+"""What others bring: records checked, packed and accepted, and what became of them in git."""
