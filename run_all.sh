@@ -41,6 +41,7 @@ configs/resnet.py:20  0
 usage() {
   cat <<'END'
 Usage: ./run_all.sh quick|paper|full [ENTRY...] [--force] [--results_dir=DIR]
+                    [--launcher=local --jobs=N | --launcher=slurm [--max_jobs=N]]
        ./run_all.sh accelerator [PART...] [--minutes=M] [--results_dir=DIR]
 
 Trains every entry of a suite with each of its seeds, then writes the leaderboard from all records
@@ -54,6 +55,10 @@ in DIR. Sets itself up: on the first call it makes .venv and fetches the data.
 
   ENTRY...            only these entries of the suite, e.g. mlp cnn1 resnet-20
   --force             train again where there is a valid record or an unfinished run
+  --launcher=local    N runs at a time, each with as many of this machine's cores of its own: for
+                      accuracies, for their records say that they shared the machine, and are no timings
+  --launcher=slurm    each run a job of an array, at most N of them at a time; Ctrl-C leaves them alone,
+                      and the same command shows them again; docs/suites.md says more
   --minutes=M         accelerator: all that it may take, but for the set-up (default: 8)
   --config.KEY=VALUE  accelerator: a field of all configs, for a rehearsal
   --results_dir=DIR   where the records and the leaderboard go (default: results)
@@ -69,10 +74,11 @@ bad_usage() {
   exit 2
 }
 
-# Sets suite, wanted (entry names), force, results_dir, and the flags that are fmbench.accelerator's own.
+# Sets suite, wanted (entry names), force, results_dir, launcher, and the flags that are fmbench.suite's and
+# fmbench.accelerator's own.
 parse_arguments() {
-  suite='' results_dir='' force=''
-  wanted=() accelerator_flags=()
+  suite='' results_dir='' force='' launcher=''
+  wanted=() launcher_flags=() accelerator_flags=()
   while (($#)); do
     case $1 in
       -h | --help)
@@ -85,8 +91,13 @@ parse_arguments() {
         results_dir=${2:-}
         if (($# > 1)); then shift; fi
         ;;
+      --launcher=*)
+        launcher=${1#*=}
+        if [[ -z $launcher ]]; then bad_usage '--launcher has no value: expected local or slurm.'; fi
+        ;;
+      --jobs=* | --max_jobs=*) launcher_flags+=("$1") ;;
       --minutes=* | --config.*=*) accelerator_flags+=("$1") ;;
-      -*) bad_usage "Unknown option $1: expected --force, --results_dir=DIR or --help." ;;
+      -*) bad_usage "Unknown option $1: expected --force, --results_dir=DIR, --launcher=NAME or --help." ;;
       *) if [[ -z $suite ]]; then suite=$1; else wanted+=("$1"); fi ;;
     esac
     if [[ $1 == --results_dir* && -z $results_dir ]]; then
@@ -94,6 +105,13 @@ parse_arguments() {
     fi
     shift
   done
+  if [[ -n $launcher && $launcher != local && $launcher != slurm ]]; then
+    bad_usage "Unknown launcher '$launcher': expected local or slurm."
+  elif [[ $suite == accelerator && -n $launcher ]]; then
+    bad_usage '--launcher is not for the suite accelerator, which has one device.'
+  elif [[ -z $launcher && ${#launcher_flags[@]} -gt 0 ]]; then
+    bad_usage "${launcher_flags[0]} goes with --launcher=local or --launcher=slurm."
+  fi
   if [[ $suite == accelerator && -n $force ]]; then
     bad_usage '--force is not for the suite accelerator: delete the records that are to be made again.'
   elif [[ $suite != accelerator && ${#accelerator_flags[@]} -gt 0 ]]; then
@@ -121,7 +139,8 @@ is_among() {
   return 1
 }
 
-# Fills runs with one line "name seed config flags..." for each run of the suite that is asked for.
+# Fills lines with those of the suite that are asked for, and runs with one line "name seed config flags..." for
+# each of their runs.
 plan_runs() {
   local entries config seeds flags name seed known=()
   case $suite in
@@ -132,12 +151,13 @@ plan_runs() {
     *) bad_usage "Unknown suite '$suite': expected quick, paper, full or accelerator." ;;
   esac
 
-  runs=()
+  runs=() lines=()
   while read -r config seeds flags; do
     if [[ -z $config ]]; then continue; fi
     name=$(entry_name "$config")
     known+=("$name")
     if ((${#wanted[@]})) && ! is_among "$name" "${wanted[@]}"; then continue; fi
+    lines+=("$config $seeds${flags:+ $flags}")
     for seed in ${seeds//,/ }; do
       runs+=("$name $seed $config $flags")
     done
@@ -195,9 +215,10 @@ stop_suite() {
   exit "$1"
 }
 
-# Ctrl-Z: training in its own process group has to be told to pause too, and to go on after `fg`.
+# Ctrl-Z: training in its own process group has to be told to pause too, and to go on after `fg`. By TSTP,
+# which fmbench.suite passes on to the groups of its runs.
 pause() {
-  if [[ -n $child ]]; then kill -s STOP -- "-$child"; fi
+  if [[ -n $child ]]; then kill -s TSTP -- "-$child"; fi
   kill -s STOP $$
   if [[ -n $child ]]; then kill -s CONT -- "-$child"; fi
 }
@@ -230,6 +251,7 @@ main() {
   source ./setup_env.sh
 
   parse_arguments "$@"
+  runs=() lines=()
   if [[ $suite != accelerator ]]; then plan_runs; fi
   # A relative folder is relative to where the command was given, not to this script.
   if [[ -z $results_dir ]]; then
@@ -244,11 +266,13 @@ main() {
   if [[ $suite == accelerator ]]; then
     set_up_environment --without=onednn-cpu-gomp # which is for CPUs
   else
-    set_up_environment figures # the Pareto picture
+    local extras=(figures) # the Pareto picture
+    if [[ $launcher == slurm ]]; then extras+=(slurm); fi
+    set_up_environment "${extras[@]}"
     pages+=(pareto.svg)
   fi
 
-  local status=0 failures=() number=0 line name seed config flags file
+  local status=0 failures=() number=0 num_runs=${#runs[@]} line name seed config flags file
   current='the preparation of the data'
   run "$PYTHON" -m fmbench.datasets || status=$?
   if stops_suite "$status"; then stop_suite "$status"; fi
@@ -264,6 +288,16 @@ main() {
     if stops_suite "$status"; then stop_suite "$status"; fi
     if ((status == 2)); then exit 2; fi
     if ((status)); then failures+=("$current (exit status $status: see its messages above)"); fi
+    runs=()
+  fi
+  if [[ -n $launcher ]]; then
+    current="the suite $suite"
+    # shellcheck disable=SC2086  # force is a word, or nothing
+    run "$PYTHON" -m fmbench.suite --launcher="$launcher" ${launcher_flags[@]+"${launcher_flags[@]}"} \
+      --results_dir="$results_dir" $force "${lines[@]}" || status=$?
+    if stops_suite "$status"; then stop_suite "$status"; fi
+    if ((status == 2)); then exit 2; fi
+    if ((status)); then failures+=("runs of $current (see the messages above)"); fi
     runs=()
   fi
   for line in ${runs[@]+"${runs[@]}"}; do
@@ -299,7 +333,7 @@ main() {
     complain "${#failures[@]} failed:" "${failures[@]/#/  }"
     exit 1
   fi
-  local what="${#runs[@]} runs of the suite $suite"
+  local what="$num_runs runs of the suite $suite"
   if [[ $suite == accelerator ]]; then what='The suite accelerator'; fi
   echo "$what done in $((SECONDS / 60)) min $((SECONDS % 60)) s."
 }

@@ -15,6 +15,7 @@ from fmbench.config import base_config
 
 VARIANTS = {"": (32, "VALID"), "same": (32, "SAME"), "same64": (64, "SAME")}
 ARGUMENTS = tuple(VARIANTS)
+RESOURCES = {"": {"minutes": 15}}  # of one run, where a cluster is asked for them
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

@@ -12,6 +12,8 @@ from ml_collections import config_dict
 
 from fmbench.config import base_config
 
+RESOURCES = {"": {"minutes": 60}}  # of one run, where a cluster is asked for them
+
 
 def get_config() -> config_dict.ConfigDict:
     config = base_config()

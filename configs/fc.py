@@ -15,6 +15,7 @@ from fmbench.config import base_config
 # Of the net: widths, dropouts; of Adam: learning rate, epochs.
 NETS = {"a": ((128, 64), 1, 0.003, 25), "b": ((392, 196, 98, 49), 3, 0.0007, 35)}
 ARGUMENTS = tuple(NETS)
+RESOURCES = {"": {"minutes": 15}}  # of one run, where a cluster is asked for them
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

@@ -21,6 +21,7 @@ from ml_collections import config_dict
 from fmbench.config import base_config
 
 ARGUMENTS = ("", "best")
+RESOURCES = {"": {"minutes": 15}, "best": {"minutes": 45}}  # of one run, where a cluster is asked for them
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

@@ -17,6 +17,7 @@ from ml_collections import config_dict
 from fmbench.entries import load
 
 ARGUMENTS = ("20-4", "50-4")
+RESOURCES = {"": {"cpus": 4, "gpus": 1, "minutes": 240}}  # of one run, where a cluster is asked for them
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

@@ -30,6 +30,7 @@ from fmbench.config import base_config
 # Other depths of 6n + 2 do as well.
 DEPTHS = ("20", "32", "44", "56", "110")
 ARGUMENTS = (*DEPTHS, "18", *(f"{depth}-paper" for depth in DEPTHS))
+RESOURCES = {"": {"minutes": 600}, "18": {"cpus": 4, "gpus": 1}}  # of one run, where a cluster is asked for them
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

@@ -24,6 +24,7 @@ from ml_collections import config_dict
 from fmbench.config import base_config
 
 ARGUMENTS = ("26-2x32d", "26-2x96d")
+RESOURCES = {"": {"cpus": 4, "gpus": 1, "minutes": 240}}  # of one run, where a cluster is asked for them
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

@@ -56,6 +56,12 @@ RECIPES = {
 }
 ON_ACCELERATORS = {"96": "shake_shake:26-2x96d"}
 ARGUMENTS = (*RECIPES, *ON_ACCELERATORS)
+RESOURCES = {  # of one run, where a cluster is asked for them
+    "": {"minutes": 15},
+    "95": {"minutes": 45},
+    "96": {"gpus": 1},
+    "94-gpu": {"gpus": 1},
+}
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

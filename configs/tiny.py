@@ -19,6 +19,7 @@ from fmbench.config import base_config
 
 WIDTHS = {"100k": (16, 24, 32), "50k": (10, 16, 24), "20k": (8, 10, 14)}
 ARGUMENTS = tuple(WIDTHS)
+RESOURCES = {"": {"minutes": 240}}  # of one run, where a cluster is asked for them
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

@@ -17,6 +17,7 @@ from fmbench.config import base_config
 # Side of the enlarged images, features of an image.
 BACKBONES = {"efficientnet_lite0": (112, 1280), "vgg19": (150, 4 * 4 * 512)}
 ARGUMENTS = tuple(f"{name}{bug}" for name in BACKBONES for bug in ("", "-bug"))
+RESOURCES = {"": {"minutes": 60}}  # of one run, where a cluster is asked for them
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

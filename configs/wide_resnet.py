@@ -25,6 +25,7 @@ from fmbench.config import base_config
 
 NUM_EPOCHS = {"16-4": 100, "28-10": 200, "40-4": 400}
 ARGUMENTS = tuple(NUM_EPOCHS)
+RESOURCES = {"": {"cpus": 4, "gpus": 1, "minutes": 240}}  # of one run, where a cluster is asked for them
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:

@@ -44,6 +44,17 @@ class Place(NamedTuple):
         return re.sub(r"[^A-Za-z0-9_.=-]", "_", name)
 
 
+class Resources(NamedTuple):
+    """What one run asks of a cluster."""
+
+    cpus: int = 2
+    gpus: int = 0
+    minutes: int = 120  # a run that takes longer goes on in another job of as many
+
+
+LEAST = Resources(cpus=1, gpus=0, minutes=5)  # of which SLURM leaves one and a half to the checkpoint
+
+
 def names() -> list[str]:
     """The shipped configs: 'baseline', 'cnn1', ..."""
     return sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -96,6 +107,27 @@ def load(spec: str) -> config_dict.ConfigDict:
         UserError: If there is no such file or it gives no config.
     """
     return _load(find(spec), spec)
+
+
+def resources(spec: str) -> Resources:
+    """What a run of 'resnet:18' asks of a cluster: as its config file's RESOURCES has it for the argument.
+
+        RESOURCES = {"": {"minutes": 60}, "18": {"gpus": 1}}    '' is for arguments that are not named
+
+    Raises:
+        UserError: If there is no such config, or it asks for what nobody can give.
+    """
+    place = find(spec)
+    stated = getattr(_module(place.path), "RESOURCES", {})
+    try:
+        found = Resources(**stated.get(place.argument, stated.get("", {})))
+    except (AttributeError, TypeError) as error:
+        there = f"expected {{argument: {{{', '.join(Resources._fields)}}}}}"
+        raise UserError(f"{place.path}: RESOURCES cannot be read; {there}.") from error
+    for name, value, least in zip(found._fields, found, LEAST, strict=True):
+        if type(value) is not int or value < least:
+            raise UserError(f"{place.path}: RESOURCES has {name} {value!r}; it must be a number from {least} on.")
+    return found
 
 
 def _load(place: Place, spec: str) -> config_dict.ConfigDict:

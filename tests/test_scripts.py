@@ -259,6 +259,10 @@ def test_entries_select_runs(folder):
         (["quick", "--forse"], "Unknown option --forse"),
         (["quick", "--results_dir"], "--results_dir has no value"),
         (["quick", "--minutes=3"], "--minutes=3 is for the suite accelerator only"),
+        (["quick", "--launcher=slrum"], "Unknown launcher 'slrum': expected local or slurm"),
+        (["quick", "--launcher="], "--launcher has no value: expected local or slurm"),
+        (["quick", "--jobs=2"], "--jobs=2 goes with --launcher=local"),
+        (["accelerator", "--launcher=local"], "--launcher is not for the suite accelerator"),
         (["accelerator", "--force"], "--force is not for the suite accelerator"),
     ],
 )
@@ -300,6 +304,26 @@ def test_a_mistake_or_an_interruption_ends_the_suite_accelerator_with_its_status
     folder.reply(f"{status} fmbench.accelerator")
     assert folder.run_all("accelerator").returncode == status
     assert len(folder.calls()) == 2
+
+
+@pytest.mark.parametrize("launcher", ["--launcher=slurm --max_jobs=3", "--launcher=local --jobs=2"])
+def test_a_launcher_gets_the_entries_that_are_asked_for_and_the_pages_follow(folder, launcher):
+    assert folder.run_all("quick", "two-20", "one", "--force", *launcher.split()).returncode == 0
+    assert folder.calls() == [
+        "-m fmbench.datasets",
+        f"-m fmbench.suite {launcher} --results_dir=results --force configs/one.py 0,1 "
+        "configs/two.py:20 7 --config.width=8 --config.depth=2",
+        *(f"-m {page} --results_dir=results" for page in PAGES),
+    ]
+
+
+@pytest.mark.parametrize(("status", "ends_with", "num_calls"), [(1, 1, 5), (2, 2, 2), (130, 130, 2)])
+def test_a_launcher_whose_runs_fail_has_its_pages_and_one_that_is_interrupted_has_none(
+    folder, status, ends_with, num_calls
+):
+    folder.reply(f"{status} fmbench.suite")
+    assert folder.run_all("quick", "--launcher=slurm").returncode == ends_with
+    assert len(folder.calls()) == num_calls
 
 
 @pytest.mark.parametrize("script", ["run_all.sh", "test.sh"])
@@ -598,7 +622,9 @@ def test_the_two_commands_ask_for_the_extras_that_they_use():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(requirement.startswith("fmbench[figures,grain,transfer]") for requirement in extras["dev"])
     assert "set_up_environment --without=onednn-cpu-gomp" in (ROOT / "run_all.sh").read_text()
-    assert "set_up_environment figures" in (ROOT / "run_all.sh").read_text()
+    assert {"fmbench[slurm]"} <= set(extras["dev"])
+    assert "extras=(figures)" in (ROOT / "run_all.sh").read_text()
+    assert "extras+=(slurm)" in (ROOT / "run_all.sh").read_text()
     assert "set_up_environment dev" in (ROOT / "test.sh").read_text()
 
 

@@ -264,7 +264,7 @@ def _table(rows: Sequence[CrossValidation]) -> str:
             " ".join(percents),
             f"{mean} ± {std}",
             f"{min(percents, key=float)}..{max(percents, key=float)}",
-            f"{sum(run.train_core_seconds for run in row.runs):,.1f}",
+            "-" if first.environment.shared_by else f"{sum(run.train_core_seconds for run in row.runs):,.1f}",
             f"[png]({curves_file(row)})",
         ]
         lines.append(f"| {' | '.join(cells)} |")

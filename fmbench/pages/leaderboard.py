@@ -31,13 +31,20 @@ Rows share a rank if a test in which seeds and test images are both chance canno
 varies is not known, and its place shows only where that one net came. `python -m fmbench.compare A B` shows
 difference, interval and p of two entries. Times are medians over seeds: training steps only; core-seconds are
 processor time, which a busy machine stretches, too: "busy" marks rows of whose runs one shared its machine, by the
-load or by epochs of equal work whose core-seconds differ by a fifth, or was halted meanwhile. Time to a target is
+load or by epochs of equal work whose core-seconds differ by a fifth, or was halted meanwhile. Runs that shared the
+cores of a machine (`--launcher=local`) have a table of their own, and show no times. Time to a target is
 training time until the watched split first reached it at the end of an epoch; "miss" says that it never did, "-"
 that nothing was watched. Compile time is a cold compile's, or "cached". Transfer entries show parameters and times
 of the trained head alone, without the frozen net's. Where n seeds were trained at once, in one program, times are
 those of all n together, images per second those of one.
 """
 
+TIMES = (
+    "train_seconds",
+    "train_core_seconds",
+    "train_images_per_sec",
+    "compile_seconds",
+)  # columns of the CSV file
 OTHER_DATA_PAGE = "other_data.md"
 OTHER_DATA = """\
 Records on other data sets of Fashion-MNIST's shape, which nobody has proven. Each version, called after its
@@ -55,6 +62,7 @@ class Condition(NamedTuple):
     trained_with: int = 0  # other seeds in the same program
     num_processes: int = 1
     num_hosts: int = 1
+    shared_by: int = 1  # runs at a time on the machine's cores
 
     @property
     def title(self) -> str:
@@ -66,6 +74,7 @@ class Condition(NamedTuple):
         together = f", {self.trained_with + 1} seeds at once" if self.trained_with else ""
         processes = f" in {self.num_processes} processes" if self.num_processes > 1 else ""
         processes += f" on {self.num_hosts} machines" if self.num_hosts > 1 else ""
+        together += f", {self.shared_by} runs at a time" if self.shared_by > 1 else ""
         return f"{self.num_devices} x {self.device}{processes}, {self.dtype}, {data}{together}"
 
 
@@ -182,6 +191,7 @@ def condition_of(record: RunRecord) -> Condition:
         record.trained_with,
         environment.num_processes,
         environment.num_hosts or 1,
+        environment.shared_by or 1,
     )
 
 
@@ -293,17 +303,24 @@ def _markdown_table(rows: list[Row]) -> str:
             f"{first.num_params:,}",
             f"{_percent([run.test_accuracy for run in runs])} ({len(runs)})",
             _percent([run.val_accuracy for run in runs]),
-            _median_text([run.train_seconds for run in runs]),
-            _median_text([run.train_core_seconds for run in runs]) + (" busy" if any(map(is_busy, runs)) else ""),
-            _targets_text(runs),
-            f"{statistics.median(run.train_images_per_sec or 0 for run in runs):,.0f}",
-            compile_text(runs),
+            *(["-"] * 5 if first.environment.shared_by else _times(runs)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += code_notes([run for row in rows for run in row.runs])
     if mixed := [f"{row.runs[0].entry}: {mix}" for row in rows if (mix := what_differs(row.runs))]:
         lines += ["", f"Seeds of one row that differ: {'. '.join(mixed)}."]
     return "\n".join(lines)
+
+
+def _times(runs: list[RunRecord]) -> list[str]:
+    """Training time, core-seconds, time to targets, speed and compile time."""
+    return [
+        _median_text([run.train_seconds for run in runs]),
+        _median_text([run.train_core_seconds for run in runs]) + (" busy" if any(map(is_busy, runs)) else ""),
+        _targets_text(runs),
+        f"{statistics.median(run.train_images_per_sec or 0 for run in runs):,.0f}",
+        compile_text(runs),
+    ]
 
 
 def code_mark(runs: list[RunRecord]) -> str:
@@ -372,6 +389,10 @@ def compile_text(runs: list[RunRecord]) -> str:
     return _median_text(cold) if cold else "cached"
 
 
+def _median_of(name: str, runs: list[RunRecord]) -> float:
+    return statistics.median(getattr(run, name) or 0 for run in runs)
+
+
 def _markdown_verified(checked: list[tuple[RunRecord, Verification]]) -> str:
     lines = ["Of these records the run was trained once more, whole or its first epochs, by `fmbench.verify`."]
     lines += ["", "| entry | seed | epochs | found | on | commit | when |", "|:--|--:|--:|:--|:--|:--|:--|"]
@@ -424,6 +445,7 @@ def _csv(tables: dict[Condition, list[Row]]) -> str:
     for condition, rows in tables.items():
         for rank, runs in rows:
             first = runs[0]
+            is_timed = first.environment.shared_by is None
             test_mean, test_std = mean_and_std([run.test_accuracy or 0.0 for run in runs])
             val = [run.val_accuracy for run in runs if run.val_accuracy is not None]
             lines.append(
@@ -438,14 +460,11 @@ def _csv(tables: dict[Condition, list[Row]]) -> str:
                     "test_accuracy": test_mean,
                     "test_accuracy_std": test_std,
                     "val_accuracy": mean_and_std(val)[0] if val else None,
-                    "train_seconds": statistics.median(run.train_seconds for run in runs),
-                    "train_core_seconds": statistics.median(run.train_core_seconds for run in runs),
-                    "train_images_per_sec": statistics.median(run.train_images_per_sec or 0 for run in runs),
-                    "compile_seconds": statistics.median(run.compile_seconds for run in runs),
+                    **{name: _median_of(name, runs) if is_timed else None for name in TIMES},
                     "compile_cached": all(run.compile_cached for run in runs),
                     "watched": first.watched,
                 }
-                | {f"time_to_{target}": _median_time_to(target, runs) for target in TARGETS}
+                | {f"time_to_{target}": _median_time_to(target, runs) if is_timed else None for target in TARGETS}
             )
     text = io.StringIO()
     if lines:

@@ -4,6 +4,7 @@ python -m fmbench.pareto
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -44,7 +45,7 @@ class Point(NamedTuple):
     num_seeds: int
     accuracy: float  # test, percent, mean
     std: float | None  # None for a single seed
-    core_seconds: float  # of training, median
+    core_seconds: float  # of training, median; not a number for runs that shared their machine
     num_params: int
     competes: bool  # not, if the costs are a head's alone
 
@@ -64,7 +65,9 @@ def point_of(runs: Sequence[RunRecord]) -> Point:
         num_seeds=len(runs),
         accuracy=mean,
         std=std,
-        core_seconds=statistics.median(run.train_core_seconds for run in runs),
+        core_seconds=math.nan
+        if first.environment.shared_by
+        else statistics.median(run.train_core_seconds for run in runs),
         num_params=first.num_params,
         competes=not is_head,
     )
@@ -81,7 +84,7 @@ def front(points: Sequence[Point], cost: Callable[[Point], float]) -> list[Point
 
 
 def draw(conditions: Mapping[str, Sequence[Point]], num_elsewhere: int) -> Figure:
-    """Accuracy over core-seconds, a panel for each condition, and over parameters, all of them in one.
+    """Accuracy over core-seconds, a panel for each condition that has them, and over parameters, all in one.
 
     Args:
         conditions: Entries on the same data, by the title of their condition. Of an entry in several, the one with
@@ -96,16 +99,21 @@ def draw(conditions: Mapping[str, Sequence[Point]], num_elsewhere: int) -> Figur
     for point in itertools.chain.from_iterable(shown.values()):
         if point.entry not in most_seeds or point.num_seeds > most_seeds[point.entry].num_seeds:
             most_seeds[point.entry] = point
+    timed = {
+        title: points
+        for title, points in shown.items()
+        if not any(math.isnan(point.core_seconds) for point in points)
+    }
     panels: list[Panel] = [
-        (points, _core_seconds, "core-seconds of training (median)") for points in shown.values()
+        (points, _core_seconds, "core-seconds of training (median)") for points in timed.values()
     ]
     panels.append((list(most_seeds.values()), _num_params, "parameters"))
     # 900 pixels wide, as a README shows it
     figure = Figure(figsize=(9.4, 4.2 * len(panels)), layout="constrained")
-    all_axes = figure.subplots(len(panels), 1)
+    all_axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, (points, cost, name) in zip(all_axes, panels, strict=True):
         _draw_panel(axes, points, cost, name)
-    for axes, title in zip(all_axes, shown, strict=False):  # the last panel is of all conditions
+    for axes, title in zip(all_axes, timed, strict=False):  # the last panel is of all conditions
         axes.set_title(title, fontsize=FONT_SIZE, parse_math=False)
         axes.sharex(all_axes[0])
     num_below = sum(map(len, conditions.values())) - sum(map(len, shown.values()))

@@ -69,8 +69,9 @@ Test accuracy is mean ± sample standard deviation over the seeds; the interval 
 over seeds. Times are medians over the seeds (and their range) of the training steps alone, without set-up,
 compilation, evaluation and checkpoints; core-seconds are processor time, which a busy machine stretches less than
 wall seconds, but does. Compile time is a cold compile's, or "cached". Where n seeds were trained at once, in one
-program, times are those of all n together, and the README leaves them out. PFLOP are the FLOPs of an image, as
-XLA counts them, times the images trained on. Lines stand in the order of targets and core-seconds.
+program, times are those of all n together, and the README leaves them out. Runs that shared the cores of a machine
+are no timings, and not here. PFLOP are the FLOPs of an image, as XLA counts them, times the images trained on.
+Lines stand in the order of targets and core-seconds.
 """
 
 
@@ -169,7 +170,9 @@ def render(results_dir: Path, records: dict[Path, RunRecord], measurements: Meas
     ]
     page.append(HOW_TO_READ)
     of_all: list[tuple[Condition, Line]] = []
-    conditions = leaderboard.entries_by_condition(records)
+    conditions = leaderboard.entries_by_condition(
+        {path: record for path, record in records.items() if record.environment.shared_by is None}
+    )
     completed = [
         run for by_seed in conditions.values() for runs in by_seed for run in runs.values() if not run.trained_with
     ]

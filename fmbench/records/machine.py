@@ -43,6 +43,7 @@ ARITHMETIC_SETTINGS = (  # which change bits and speed, as the number of threads
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
 MACHINE = "FMBENCH_MACHINE"
+SHARED_BY = "FMBENCH_SHARED_BY"  # set by fmbench.studies.shared_cores
 PACKAGE = REPOSITORY / "fmbench"
 GIT_REDIRECTIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 GIT_TIMEOUT = 60  # seconds
@@ -81,6 +82,7 @@ def environment(*, ask_driver: bool = True) -> Environment:
         cpu_stepping=".".join(cpuinfo[field] for field in ("cpu family", "model", "stepping") if field in cpuinfo)
         or None,
         instruction_sets=[name for name in INSTRUCTION_SETS if name in flags] if flags else None,
+        shared_by=_shared_by(),
         cpu_quota=cgroup.cpu_quota(),
         memory_bytes=psutil.virtual_memory().total,
         virtualised="hypervisor" in flags if "flags" in cpuinfo else None,  # only x86 tells
@@ -118,6 +120,14 @@ def machine_name() -> str | None:
             "letters, digits, '.', '_' and '-', the first a letter or digit."
         )
     return name or None
+
+
+def _shared_by() -> int | None:
+    """How many runs at a time share this machine's cores; None, where this one has them all."""
+    text = os.environ.get(SHARED_BY, "")
+    if text and not re.fullmatch(r"[2-9]|[1-9]\d{1,3}", text):
+        raise UserError(f"{SHARED_BY} is '{text}'; it is the number of runs that share this machine, two or more.")
+    return int(text) if text else None
 
 
 def describe_devices() -> str:

@@ -62,6 +62,7 @@ class Environment(Strict):
     machine: str | None = None  # what --machine or FMBENCH_MACHINE calls it
     cpu_stepping: str | None = None  # family, model and stepping: "26.2.1"; many models are called 'AMD EPYC'
     instruction_sets: list[str] | None = None  # those of `machine.INSTRUCTION_SETS` that it has
+    shared_by: Annotated[int, Field(ge=2)] | None = None  # runs at a time, each on cores of its own: no timings
     cpu_quota: Number | None = None  # cores' worth of time that a control group allows, if it allows fewer
     memory_bytes: Count | None = None
     virtualised: bool | None = None
@@ -105,7 +106,7 @@ class Environment(Strict):
         """What the processes of one run must share, by name, in words; what is not set or not told is left out."""
         fields = (
             *("code_sha256", "python", "device_platform", "device_kind", "num_devices", "num_processes", "cpu"),
-            *("cpu_stepping", "machine", "cpu_cores", "cpu_quota", "virtualised", "xla_flags"),
+            *("cpu_stepping", "machine", "cpu_cores", "shared_by", "cpu_quota", "virtualised", "xla_flags"),
         )
         found = {field: getattr(self, field) for field in fields}
         found["instruction_sets"] = " ".join(self.instruction_sets or [])
@@ -367,7 +368,7 @@ def what_differs(runs: Sequence[RunRecord]) -> str:
 
 
 def record_name(entry: str, environment: Environment, dtype: str, seed: int) -> str:
-    """<entry>-<device>-<dtype>-seed<k>, with the numbers of devices and of processes if there are several.
+    """<entry>-<device>-<dtype>-seed<k>, with the numbers of devices, processes and runs at a time, if several.
 
     CPUs are told apart by machine: 'mlp-cpu-amd-epyc-2c-0d2f-float32-seed0'.
     """
@@ -383,7 +384,10 @@ def workdir_name(entry: str, environment: Environment, dtype: str, seed: int) ->
 def _device(environment: Environment, name: str = "") -> str:
     device = "cpu" if environment.device_platform == "cpu" else _slug(environment.device_kind)
     devices = f"-x{environment.num_devices}" if environment.num_devices > 1 else ""
-    return f"{device}{name}{devices}" + (f"-p{environment.num_processes}" if environment.num_processes > 1 else "")
+    processes = f"-p{environment.num_processes}" if environment.num_processes > 1 else ""
+    return f"{device}{name}{devices}{processes}" + (
+        f"-shared{environment.shared_by}" if environment.shared_by else ""
+    )
 
 
 def _slug(text: str) -> str:

@@ -1,11 +1,14 @@
 """Records on disk: written and published, read and proven."""
 
+import contextlib
 import io
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import filelock
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
@@ -17,6 +20,7 @@ from fmbench.system.files import atomic_file
 # Bytes. The largest committed record has 43,000, and predictions have one for each test image.
 LARGEST_RECORD = 64 << 20
 LARGEST_ARRAY = 64 << 20
+LONGEST_WAIT = 300  # seconds, for others that publish
 LONGEST_TEXT = 300  # characters of a file that a message repeats
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -57,27 +61,55 @@ def write(
 def publish(stem: Path, results_dir: Path, *, data_dir: str | None = None) -> RunRecord:
     """Copies the record <stem>.json and its predictions to <results_dir>/runs, under the record's name.
 
-    The record of a run that was not completed replaces none that was. Next to the first record on an old or
-    another data set go its true test labels, to <results_dir>/labels: others cannot fetch them.
+    The record of a run that was not completed replaces none that was. Of two processes that publish at a time, on
+    whatever machines, one waits, so that a record and its predictions are always of one run. Next to the first
+    record on an old or another data set go its true test labels, to <results_dir>/labels, for others cannot fetch
+    them.
 
     Args:
         stem: In the work directory.
         results_dir: Where the records are collected.
         data_dir: Where the run's data lie now, if they were moved.
+
+    Raises:
+        UserError: If there is no valid record, or it cannot be written there.
     """
     record = read(stem.with_name(stem.name + ".json"))
     target = results_dir / "runs" / f"{record.name}.json"
-    predictions = val_predictions = None
-    if record.status == "completed":
+    is_completed = record.status == "completed"
+    predictions = val_predictions = labels = None
+    if is_completed:
         predictions = read_predictions(record, stem.with_name(stem.name + ".npy"))
         if record.val_predictions_sha256:
             val_predictions = read_val_predictions(record, stem.with_name(stem.name + ".validation.npy"))
-        if has_own_labels(record):
-            _publish_labels(record, results_dir, data_dir)
-    elif target.exists() and read(target).status == "completed":
-        return record
-    write(record, predictions, target.with_name(record.name), val_predictions)
+        if has_own_labels(record) and not _labels_path(record, results_dir).exists():
+            labels = _own_labels(record, data_dir)
+    with _only_one(results_dir / "runs"):
+        if is_completed or not target.exists() or read(target).status != "completed":
+            if labels is not None:
+                _write_labels(labels, _labels_path(record, results_dir))
+            write(record, predictions, target.with_name(record.name), val_predictions)
     return record
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Keeps others that publish to this folder waiting."""
+    lock = filelock.FileLock(folder / ".lock", timeout=LONGEST_WAIT)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"{folder}/.lock: another process has held it for {LONGEST_WAIT} s; end that one, and give the same "
+            "command again."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the record ({error.strerror}).") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read(path: Path) -> RunRecord:
@@ -168,20 +200,22 @@ def read_labels(record: RunRecord, results_dir: Path) -> np.ndarray:
     return labels
 
 
-def _publish_labels(record: RunRecord, results_dir: Path, data_dir: str | None) -> None:
-    path = _labels_path(record, results_dir)
-    if path.exists():
-        return
+def _own_labels(record: RunRecord, data_dir: str | None) -> np.ndarray:
+    """The true test labels of a record's data, which others cannot fetch."""
     dataset = _load_data(record, data_dir)
     if dataset.sha256 != record.data_sha256:
         raise UserError(
             f"{data_dir or record.config['data'].get('dir')} no longer holds the data of {record.name}; "
             "run it again."
         )
+    return dataset.test_labels
+
+
+def _write_labels(labels: np.ndarray, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
-            np.save(file, dataset.test_labels, allow_pickle=False)
+            np.save(file, labels, allow_pickle=False)
     except OSError as error:
         raise UserError(f"{path}: cannot write the true labels ({error.strerror}).") from error
 

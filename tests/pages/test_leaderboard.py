@@ -205,6 +205,7 @@ def test_a_run_of_several_conditions_is_in_no_table(results_dir, run):
         {"environment": {"device_kind": "Abacus 10", "cpu": "Abacus 10"}},
         {"environment": {"cpu_cores": 64}},
         {"environment": {"num_devices": 8}},
+        {"environment": {"shared_by": 2}},
         {"environment": {"device_platform": "gpu", "device_kind": "NVIDIA H100"}},
     ],
     ids=str,
@@ -220,6 +221,22 @@ def test_runs_under_other_conditions_stand_in_another_table(results_dir, run, mo
     titles = re.findall(r"^## (.*)", text, flags=re.MULTILINE)
     assert len(set(titles)) == 2
     assert f"1 x Abacus 9 (2 cores), float32, data of {VERSION}" in titles
+
+
+def test_runs_that_shared_their_machine_show_accuracies_and_no_times(results_dir, run):
+    publish(make_record("mlp", environment={"shared_by": 2}), results_dir)
+    assert run()[0] == 0
+    page = (results_dir / "leaderboard.md").read_text()
+    assert "## 1 x Abacus 9 (2 cores), float32, data of 2017-08-31, 2 runs at a time\n" in page
+    (row,) = (line for line in page.splitlines() if "[mlp]" in line)
+    assert [cell.strip() for cell in row.split("|")[4:-1]] == ["90.00 (1)", "85.00", "-", "-", "-", "-", "-"]
+    (line,) = csv.DictReader((results_dir / "leaderboard.csv").open())
+    assert (line["shared_by"], line["train_seconds"], line["train_core_seconds"], line["time_to_90"]) == (
+        "2",
+        "",
+        "",
+        "",
+    )
 
 
 def on_gpu(kind: str = "NVIDIA H100", *, watts: float | None = 700.0, clock: int | None = 1980) -> dict:

@@ -1,5 +1,6 @@
 """The figure's numbers, its front, and that the same records give the same bytes."""
 
+import math
 import re
 import sys
 import warnings
@@ -109,6 +110,15 @@ def test_machines_have_panels_of_their_own_and_share_that_of_parameters():
     assert names(figure) == [{"a", "b", "c"}, {"a", "b", "d"}, {"a", "b", "c", "d"}]
     markers = [line.get_xydata().tolist() for line in figure.axes[2].lines if line.get_marker() == "o"]  # type: ignore[union-attr]
     assert markers == [[[100, accuracy]] for accuracy in (91, 90, 90, 91)]  # a, b, c, d
+
+
+def test_runs_that_shared_their_machine_stand_over_parameters_alone():
+    assert math.isnan(pareto.point_of([make_record(environment={"shared_by": 2})]).core_seconds)
+    shared = [Point("a", 1, 90.0, None, math.nan, 100, competes=True)]
+    figure = pareto.draw({"here": [point("b", 91.0, 10.0, 200)], "shared": shared}, 0)
+    assert [axes.get_title() for axes in figure.axes] == ["here", ""]
+    assert names(figure) == [{"b"}, {"a", "b"}]
+    assert names(pareto.draw({"shared": shared}, 0)) == [{"a"}]
 
 
 def test_the_line_steps_from_front_to_front():

@@ -188,6 +188,12 @@ def test_conditions_have_tables_of_their_own():
     assert row(second, "[speedrun-94]")[3] == "94.000"
 
 
+def test_runs_that_shared_their_machine_are_in_no_table_of_times():
+    shared = recipe("speedrun-94", 12, environment={"shared_by": 2})
+    assert page(*shared) == page()
+    assert page(*recipe("speedrun-94", 12), *shared) == page(*recipe("speedrun-94", 12))
+
+
 def test_commits_and_versions_are_told_apart():
     environments: list[dict[str, Any]] = [
         {"git_commit": "a" * 40},

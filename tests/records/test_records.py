@@ -6,12 +6,14 @@ import os
 import shutil
 import stat
 import subprocess
+import threading
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from fake_records import LABELS, fake_dataset, make_record, make_unfinished, predictions_with, publish
+from pydantic import ValidationError
 
 from fmbench.data import fashion_mnist, proof
 from fmbench.errors import UserError
@@ -458,3 +460,45 @@ def test_git_that_does_not_answer_is_not_waited_for(checkout, tmp_path, monkeypa
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(machine, "GIT_TIMEOUT", 0.2)
     assert machine._git() == (None, None, "git gave no answer in 0.2 s")
+
+
+def test_of_two_machines_that_finish_one_record_its_files_are_of_one(tmp_path, monkeypatch):
+    """Each writes predictions, then the record: in turns, the predictions of one would lie beside the other's."""
+    results = tmp_path / "results"
+    for wrong in (20, 30):
+        store.write(make_record(wrong=wrong), predictions_with(wrong), tmp_path / str(wrong) / "record")
+    has_written, other_is_done = threading.Event(), threading.Event()
+    save = np.save
+
+    def save_slowly(file, predictions, **settings):
+        save(file, predictions, **settings)
+        if threading.current_thread() is slow:
+            has_written.set()
+            other_is_done.wait(1.0)  # in vain, if the other waits in its turn
+
+    monkeypatch.setattr(np, "save", save_slowly)
+    slow = threading.Thread(target=store.publish, args=(tmp_path / "20" / "record", results))
+    slow.start()
+    assert has_written.wait(10)
+    store.publish(tmp_path / "30" / "record", results)
+    other_is_done.set()
+    slow.join()
+    ((path, record),) = store.read_all(results).items()
+    assert np.array_equal(store.read_predictions(record, path.with_suffix(".npy")), predictions_with(30))
+
+
+def test_a_run_that_shared_its_machine_has_another_name_and_only_of_two_or_more(monkeypatch):
+    alone, shared = make_record(), make_record(environment={"shared_by": 2})
+    assert (alone.name, shared.name) == (
+        "mlp-cpu-abacus-9-2c-float32-seed0",
+        "mlp-cpu-abacus-9-2c-shared2-float32-seed0",
+    )
+    assert schema.workdir_name("mlp", shared.environment, "float32", 0) == "mlp-cpu-shared2-float32-seed0"
+    assert shared.environment.conditions["shared_by"] == "2" and "shared_by" not in alone.environment.conditions
+    with pytest.raises(ValidationError):
+        make_record(environment={"shared_by": 1})
+    monkeypatch.setenv("FMBENCH_SHARED_BY", "3")
+    assert machine.environment().shared_by == 3
+    monkeypatch.setenv("FMBENCH_SHARED_BY", "one")
+    with pytest.raises(UserError, match="FMBENCH_SHARED_BY is 'one'"):
+        machine.environment()
