@@ -5,7 +5,9 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_records import EPOCH, make_record, make_unfinished, publish
@@ -74,8 +76,9 @@ class FakeMain:
         self.outcomes: dict[tuple[float, int], dict | int] = {}
         self.commands: list[list[str]] = []
         self.said_before: list[str] = []
+        self.checked: list[Sequence[sweep.Run]] = []
 
-    def __call__(self, command: list[str], log: Path, stop: interrupt.StopRequest) -> int:
+    def __call__(self, command: list[str], log: Path, stop: interrupt.StopRequest, *rest: Any) -> int:
         self.commands.append(command)
         self.said_before.append(self.capsys.readouterr().out)
         log.write_text("what it prints")
@@ -108,6 +111,7 @@ class FakeMain:
 def fake_main(monkeypatch, capsys) -> FakeMain:
     fake = FakeMain(capsys)
     monkeypatch.setattr(sweep, "run_process", fake)
+    monkeypatch.setattr(sweep, "check", fake.checked.append)
     return fake
 
 
@@ -160,7 +164,9 @@ def test_every_combination_and_seed_is_a_process_of_its_own(run, fake_main):
 
 
 def test_commas_in_parentheses_split_no_values(little):
-    runs = sweep.plan([f"--config={little}"], ["model.widths=(16,32), (32,),(64,32,16)", "dtype=float32"], "0")
+    fixed = [f"--config={little}"]
+    axes = sweep.axes_of(["model.widths=(16,32), (32,),(64,32,16)", "dtype=float32"], "0", fixed)
+    runs = sweep.plan(fixed, axes)
     assert [run.config.model.widths for run in runs] == [(16, 32), (32,), (64, 32, 16)]
     assert runs[1].point == "model.widths=(32,) dtype=float32"
 
@@ -260,12 +266,10 @@ def test_the_table_ranks_by_validation_accuracy_and_has_no_test_accuracy(run, fa
         assert not re.search(r"75\.5|95\.5|0\.755|0\.955", text)
 
 
-def test_without_a_device_no_run_but_the_first_is_tried(run, fake_main, monkeypatch):
-    fake_main.outcomes |= {(1.0, 0): 2}
+def test_without_a_device_no_run_is_tried(run, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "wrong")
-    code, _, err = run("--grid=optimizer.learning_rate=1,0.1", "--out=here")
-    assert code == 2
-    assert fake_main.trained() == [("1", "0")]
+    code, out, err = run("--grid=optimizer.learning_rate=1,0.1", "--out=here")
+    assert (code, out) == (2, "")
     assert err.startswith("fmbench.sweep: JAX_PLATFORMS is 'wrong', and JAX has no device")
     assert len(err.splitlines()) == 1
 
