@@ -11,9 +11,9 @@ own: `python -m fmbench.main` with these overrides. Values are split at commas o
 overrides, such as --config.num_epochs=5, are every run's. All combinations are checked before one is trained.
 --jobs=N trains several at a time, each on cores of its own; their records say so, and their times are no timings.
 
---sampler=tpe trains --num_trials points that Optuna chooses (pip install 'fmbench[optuna]'), of values and of ranges
-LOW..HIGH, with :log evenly in the logarithm. It stops a run that after some epoch is below the median of those
-before it in validation accuracy. The search is kept in OUT/optuna.log.
+--sampler=tpe trains --num_trials points that Optuna chooses (pip install 'fmbench[optuna]'), of values and of
+ranges LOW..HIGH, with :log evenly in the logarithm. A run is stopped that after some epoch is below the median of
+those before it in validation accuracy. The search is kept in OUT/optuna.log, and the same command goes on with it.
 
 All is kept in --out: records in OUT/runs, runs in OUT/workdirs, what they print in OUT/logs, the table in
 OUT/summary.md; with --table it is only written and printed anew. The table has no test accuracy, on purpose: what
