@@ -12,23 +12,46 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fmbench.errors import UserError
-from fmbench.records import schema
+from fmbench.records import schema, statistics
 from fmbench.system import files
 
 TRAIN, HELD_OUT = "tab:blue", "tab:orange"
+ENDINGS = (".svg", ".png", ".pdf")
+COLUMN = 3.35  # inches: a column of most papers
+# Of Okabe and Ito, from dark to light, so that lines differ in grey, too; and their dashes and markers.
+LINES = (
+    ("#000000", "-", "o"),
+    ("#0072b2", "--", "s"),
+    ("#d55e00", "-.", "^"),
+    ("#009e73", ":", "D"),
+    ("#e69f00", (0, (6, 1, 1, 1, 1, 1)), "v"),
+    ("#56b4e9", (0, (1, 3)), "x"),
+)
 MOST_MAPS, MAPS_PER_ROW = 64, 8
 
 
+def check_ending(flag: str, path: Path) -> None:
+    """Refuses a file whose ending `save` does not know.
+
+    Raises:
+        UserError: Names the flag and the endings.
+    """
+    if path.suffix not in ENDINGS:
+        raise UserError(f"{flag}={path}: expected a file that ends in {', '.join(ENDINGS)}.")
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG of 150 dots per inch or as SVG, by the path's ending; the same bytes every time.
+    """Writes a figure as PNG (150 dots per inch), SVG or PDF, by the path's ending; the same bytes every time.
 
     Raises:
         UserError: If it cannot be written there.
     """
+    undated = {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None}
+    fonts = {"svg.hashsalt": "fmbench", "pdf.fonttype": 42}  # TrueType, which publishers ask for
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context({"svg.hashsalt": "fmbench"}), files.atomic_file(path) as file:
-            figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150, metadata={"Date": None})
+        with matplotlib.rc_context(fonts), files.atomic_file(path) as file:
+            figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150, metadata=undated)
     except OSError as error:
         raise UserError(f"{path}: cannot write the figure ({error.strerror}); name another directory.") from error
 
@@ -89,6 +112,76 @@ def learning_curves(
         ncols=len(entries) or 1,
     )
     return figure
+
+
+def overlaid_curves(entries: Mapping[str, Sequence[Sequence[schema.Epoch]]]) -> Figure:
+    """Training loss above, watched accuracy below, of several entries, as wide as a column of a paper.
+
+    A line is the mean over seeds, the band around it one sample standard deviation.
+
+    Args:
+        entries: The histories of an entry's seeds, by its name, at most six; more repeat the lines.
+    """
+    with matplotlib.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(COLUMN, 1.25 * COLUMN + 0.16 * len(entries)), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        watched = {name: _watched(histories) for name, histories in entries.items()}
+        labels = {"val": "validation", "test": "test", "": "none watched"}
+        kinds = sorted({labels[split] for split in watched.values()})
+        longest = 1
+        for (name, histories), (colour, dashes, marker) in zip(
+            entries.items(), itertools.cycle(LINES), strict=False
+        ):
+            longest = max(longest, *map(len, histories))
+            suffix = f" ({labels[watched[name]]})" if len(kinds) > 1 else ""
+            for axes, field, scale in (
+                (upper, "train_loss", 1),
+                (lower, f"{watched[name]}_accuracy", 100),
+            ):
+                epochs, mean, std = _over_seeds(histories, field)
+                if not len(epochs):
+                    continue
+                style = {"color": colour, "linestyle": dashes, "marker": marker, "markevery": max(1, longest // 8)}
+                label = f"{name}{suffix}, n = {len(histories)}"
+                axes.plot(epochs, scale * mean, linewidth=1.1, markersize=3, label=label, **style)
+                band = (scale * (mean - std), scale * (mean + std))
+                axes.fill_between(epochs, *band, color=colour, alpha=0.15, linewidth=0)
+        upper.set_title("Training loss", fontsize=8)
+        lower.set_title(f"Accuracy on the {' or '.join(kinds)} set", fontsize=8)
+        for axes, quantity in ((upper, "cross-entropy"), (lower, "accuracy (%)")):
+            axes.set_ylabel(quantity)
+            axes.grid(alpha=0.3, linewidth=0.5)
+        lower.set_xlabel("epoch")
+        lower.set_xlim(0.5, longest + 0.5)
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        handles, names = upper.get_legend_handles_labels()
+        legend = figure.legend(
+            handles, names, loc="outside lower center", fontsize=7, frameon=False, handlelength=4
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def _watched(histories: Sequence[Sequence[schema.Epoch]]) -> str:
+    """'val', 'test', or '' where none was watched."""
+    epochs = list(itertools.chain(*histories))
+    if any(epoch.val_accuracy is not None for epoch in epochs):
+        return "val"
+    return "test" if any(epoch.test_accuracy is not None for epoch in epochs) else ""
+
+
+def _over_seeds(
+    histories: Sequence[Sequence[schema.Epoch]], field: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, and over the seeds that have an epoch the mean and the sample standard deviation of a field."""
+    by_epoch: dict[int, list[float]] = {}
+    for epoch in itertools.chain(*histories):
+        if (value := getattr(epoch, field, None)) is not None:
+            by_epoch.setdefault(epoch.epoch, []).append(value)
+    numbers = sorted(by_epoch)
+    pairs = [statistics.mean_and_std(by_epoch[number]) for number in numbers]
+    return np.array(numbers), np.array([mean for mean, _ in pairs]), np.array([std or 0.0 for _, std in pairs])
 
 
 def box_plot(scores: Mapping[str, Sequence[float]], title: str) -> Figure:

@@ -91,7 +91,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, class_names: S
     np.add.at(counts, (labels, predictions), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = MARGIN + size * CELL
-    picture = Image.new("L", (side, side), 255)
+    picture = Image.new("L", (side + 20, side), 255)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
     draw.text((8, 8), "true \\ predicted", 0, font)
     for row in range(size):

@@ -4,7 +4,9 @@ Where they send what they are told, or write it, their own variables say: WANDB_
 """
 
 import contextlib
+import importlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -20,6 +22,12 @@ from fmbench.system import command_line, files
 NAMES = ("wandb", "mlflow")  # of the package and of the extra
 PROJECT = "fmbench"
 FILE = "trackers.json"  # in the work directory: by tracker, its name for the run
+QUIETLY = {
+    # Where no server answers, the default is to try for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
 SUMMARY = ("status", "test_accuracy", "val_accuracy", "train_seconds", "train_core_seconds", "num_params")
 
 
@@ -29,9 +37,14 @@ def require(names: Sequence[str]) -> None:
     Raises:
         UserError: If one is not installed; names the extra.
     """
+    for variable, value in QUIETLY.items():
+        os.environ.setdefault(variable, value)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # that a request is tried again
     for name in names:
         with command_line.needs_extra(name):
-            __import__(name)
+            # A folder of that name, which wandb makes where it runs, can be imported, too.
+            if importlib.import_module(name).__file__ is None:
+                raise ImportError(name=name)
 
 
 class Tracker(Protocol):
@@ -74,9 +87,6 @@ class MLflow:
 
     def __init__(self, name: str, config: Mapping[str, Any], run_id: str | None) -> None:
         """Begins it, or goes on with `run_id`."""
-        # Where no server answers, the default is to try for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         import mlflow
         from mlflow import entities
 
@@ -143,7 +153,11 @@ class Trackers:
             config: The run's, flat.
             history: What a tracker that is new to the run has missed: epochs as metrics.jsonl has them.
             say: Prints a line to people.
+
+        Raises:
+            UserError: As `require`.
         """
+        require(names)
         trackers = cls()
         trackers._say = say
         known: dict[str, str] = {}
