@@ -5,9 +5,11 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -27,6 +29,7 @@ LINES = (
     ("#e69f00", (0, (6, 1, 1, 1, 1, 1)), "v"),
     ("#56b4e9", (0, (1, 3)), "x"),
 )
+WATCHED = {"val": "validation", "test": "test", "": "not watched"}
 MOST_MAPS, MAPS_PER_ROW = 64, 8
 
 
@@ -115,45 +118,38 @@ def learning_curves(
 
 
 def overlaid_curves(entries: Mapping[str, Sequence[Sequence[schema.Epoch]]]) -> Figure:
-    """Training loss above, watched accuracy below, of several entries, as wide as a column of a paper.
+    """Training loss, and below it watched accuracy, of several entries, as wide as a column of a paper.
 
     A line is the mean over seeds, the band around it one sample standard deviation.
 
     Args:
         entries: The histories of an entry's seeds, by its name, at most six; more repeat the lines.
     """
-    with matplotlib.rc_context({"font.size": 8}):
-        figure = Figure(figsize=(COLUMN, 1.25 * COLUMN + 0.16 * len(entries)), layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True)
-        watched = {name: _watched(histories) for name, histories in entries.items()}
-        labels = {"val": "validation", "test": "test", "": "none watched"}
-        kinds = sorted({labels[split] for split in watched.values()})
-        longest = 1
-        for (name, histories), (colour, dashes, marker) in zip(
-            entries.items(), itertools.cycle(LINES), strict=False
-        ):
-            longest = max(longest, *map(len, histories))
-            suffix = f" ({labels[watched[name]]})" if len(kinds) > 1 else ""
-            for axes, field, scale in (
-                (upper, "train_loss", 1),
-                (lower, f"{watched[name]}_accuracy", 100),
-            ):
-                epochs, mean, std = _over_seeds(histories, field)
-                if not len(epochs):
-                    continue
-                style = {"color": colour, "linestyle": dashes, "marker": marker, "markevery": max(1, longest // 8)}
-                label = f"{name}{suffix}, n = {len(histories)}"
-                axes.plot(epochs, scale * mean, linewidth=1.1, markersize=3, label=label, **style)
-                band = (scale * (mean - std), scale * (mean + std))
-                axes.fill_between(epochs, *band, color=colour, alpha=0.15, linewidth=0)
-        upper.set_title("Training loss", fontsize=8)
-        lower.set_title(f"Accuracy on the {' or '.join(kinds)} set", fontsize=8)
-        for axes, quantity in ((upper, "cross-entropy"), (lower, "accuracy (%)")):
-            axes.set_ylabel(quantity)
+    watched = {name: _watched(histories) for name, histories in entries.items()}
+    splits = sorted(set(watched.values()) - {""})
+    longest = max(len(history) for histories in entries.values() for history in histories)
+    with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 8}):
+        num_panels = 2 if splits else 1
+        size = (COLUMN, 0.62 * COLUMN * num_panels + 0.16 * len(entries))
+        figure = Figure(figsize=size, layout="constrained")
+        upper, *lower = panels = figure.subplots(num_panels, 1, sharex=True, squeeze=False)[:, 0]
+        for (name, histories), style in zip(entries.items(), itertools.cycle(LINES), strict=False):
+            split = f", {WATCHED[watched[name]]}" if len({*watched.values()}) > 1 else ""
+            seeds = f"(n = {len(histories)}{split})".replace(" ", "\N{NO-BREAK SPACE}")
+            label = textwrap.fill(f"{name} {seeds}", 42, break_on_hyphens=False)
+            quantities = (("train_loss", 1), (f"{watched[name]}_accuracy", 100))
+            for axes, (field, scale) in zip(panels, quantities, strict=False):
+                _draw_over_seeds(axes, histories, field, scale, label, style)
+        upper.set_title("Training loss")
+        upper.set_ylabel("cross-entropy")
+        for axes in lower:
+            axes.set_title(f"Accuracy on the {' or '.join(WATCHED[split] for split in splits)} set")
+            axes.set_ylabel("accuracy (%)")
+        for axes in panels:
             axes.grid(alpha=0.3, linewidth=0.5)
-        lower.set_xlabel("epoch")
-        lower.set_xlim(0.5, longest + 0.5)
-        lower.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axes.set_xlabel("epoch")
+        axes.set_xlim(0.5, longest + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         handles, names = upper.get_legend_handles_labels()
         legend = figure.legend(
             handles, names, loc="outside lower center", fontsize=7, frameon=False, handlelength=4
@@ -161,6 +157,32 @@ def overlaid_curves(entries: Mapping[str, Sequence[Sequence[schema.Epoch]]]) -> 
         for text in legend.get_texts():
             text.set_parse_math(False)
     return figure
+
+
+def _draw_over_seeds(
+    axes: Axes,
+    histories: Sequence[Sequence[schema.Epoch]],
+    field: str,
+    scale: float,
+    label: str,
+    style: tuple[str, Any, str],
+) -> None:
+    epochs, mean, std = _over_seeds(histories, field)
+    if not len(epochs):
+        return
+    colour, dashes, marker = style
+    axes.plot(
+        epochs,
+        scale * mean,
+        label=label,
+        color=colour,
+        linestyle=dashes,
+        linewidth=1.1,
+        marker=marker,
+        markersize=3,
+        markevery=max(1, len(epochs) // 8),
+    )
+    axes.fill_between(epochs, scale * (mean - std), scale * (mean + std), color=colour, alpha=0.15, linewidth=0)
 
 
 def _watched(histories: Sequence[Sequence[schema.Epoch]]) -> str:

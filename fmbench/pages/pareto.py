@@ -171,6 +171,10 @@ def _draw_panel(axes: Axes, points: Sequence[Point], cost: Callable[[Point], flo
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    costs = [cost(point) for point in points]
+    if costs and max(costs) < 30 * min(costs):  # else powers of ten are marks enough
+        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:,.0f}" if f"{x:e}"[0] in "25" else "")
+        axes.tick_params(which="minor", labelsize=FONT_SIZE - 1)
     axes.margins(x=0.1, y=0.1)
     axes.set_xlabel(name, fontsize=FONT_SIZE)
     axes.set_ylabel("test accuracy (%)", fontsize=FONT_SIZE)
