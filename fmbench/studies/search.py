@@ -6,7 +6,6 @@ References:
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -54,8 +53,7 @@ class Range(NamedTuple):
 
 def parse_range(values: Sequence[str]) -> Range | None:
     """The range that the only one of `values` is, if it is one."""
-    number = r"([-+.\d]*\d(?:[eE][-+]?\d+)?)"
-    found = re.fullmatch(rf"{number}\.\.{number}(:log)?", values[0]) if len(values) == 1 else None
+    found = sweep.RANGE.fullmatch(values[0]) if len(values) == 1 else None
     return Range(found[1], found[2], bool(found[3])) if found else None
 
 

@@ -26,6 +26,9 @@ from fmbench.studies import shared_cores
 from fmbench.system import interrupt
 from fmbench.system.interrupt import StopRequest
 
+NUMBER = r"([-+.\d]*\d(?:[eE][-+]?\d+)?)"
+RANGE = re.compile(rf"{NUMBER}\.\.{NUMBER}(:log)?")  # '1e-4..1e-2:log'
+
 HOW_TO_READ = """\
 Validation accuracy is the last epoch's, mean ± sample standard deviation over n seeds; train loss is the last
 epoch's, too, a mean; times and epochs are medians. Runs that shared the machine have no times.
@@ -94,6 +97,9 @@ def plan(fixed: Sequence[str], axes: Mapping[str, Sequence[str]]) -> list[Run]:
         UserError: If something of it cannot be used; says in which combination.
     """
     entries.load(entries.split(fixed)[0].get("", ""))  # its mistakes are no combination's
+    for key, values in axes.items():
+        if ranges := list(filter(RANGE.fullmatch, values)):
+            raise UserError(f"'{key}={ranges[0]}' is a range, which is for --sampler=tpe, by itself.")
     runs: dict[str, Run] = {}
     for values in itertools.product(*axes.values()):
         run = make_run(fixed, dict(zip(axes, values, strict=True)))

@@ -287,8 +287,10 @@ def _run(
         )
         display.line(_last_line(record, plan.num_steps))
         predictions = lane.evaluations["test"].predictions if lane.evaluations else None
-        images = steps.first_images(plan.data, plan.stages[0].augment, index, most=64)
-        pictures = {"first_batch": tensorboard.grid(images)} if len(images) else {}
+        pictures = {}
+        if status != "interrupted":
+            images = steps.first_images(plan.data, plan.stages[0].augment, index, most=64)
+            pictures = {"first_batch": tensorboard.grid(images)} if len(images) else {}
         if predictions is not None:
             labels, names = plan.data.test_labels, plan.data.class_names
             pictures["confusion_matrix"] = tensorboard.confusion_matrix(labels, predictions, names)
