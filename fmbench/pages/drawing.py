@@ -50,7 +50,7 @@ def save(figure: Figure, path: Path) -> None:
         UserError: If it cannot be written there.
     """
     undated = {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None}
-    fonts = {"svg.hashsalt": "fmbench", "pdf.fonttype": 42}  # TrueType, which publishers ask for
+    fonts: dict[Any, Any] = {"svg.hashsalt": "fmbench", "pdf.fonttype": 42}  # TrueType, which publishers ask for
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(fonts), files.atomic_file(path) as file:

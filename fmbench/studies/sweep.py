@@ -218,9 +218,9 @@ class Trainer:
                     return
                 head = f"[{next(self._numbers)}/{self._num_runs}] {run.title}: "
             if status_of(run, self._records, {}) in ("completed", "diverged"):
-                record = self._records[run.name]
-                self._say(f"{head}{_outcome(record, _log(run, self._out))} (trained before)")
-                ended(run, record)
+                before = self._records[run.name]
+                self._say(f"{head}{_outcome(before, _log(run, self._out))} (trained before)")
+                ended(run, before)
                 continue
             if cores:
                 self._say(f"{head}begins on cores {', '.join(map(str, cores))}")

@@ -164,8 +164,8 @@ def test_curves_are_means_over_the_seeds_that_have_the_epoch():
     figure = drawing.overlaid_curves({"a": [history(3.0, 2.0), history(1.0)], "b": [history(0.5)]})
     upper, lower = figure.axes
     assert [line.get_xydata().tolist() for line in upper.lines] == [[[1, 2], [2, 2]], [[1, 0.5]]]  # type: ignore[union-attr]
-    band = upper.collections[0].get_paths()[0].vertices
-    assert {round(float(y), 6) for x, y in band if x == 1} == {round(2 - 2**0.5, 6), round(2 + 2**0.5, 6)}
+    band = np.asarray(upper.collections[0].get_paths()[0].vertices).tolist()
+    assert {round(y, 6) for x, y in band if x == 1} == {round(2 - 2**0.5, 6), round(2 + 2**0.5, 6)}
     assert (
         len({line.get_linestyle() for line in upper.lines})
         == len({line.get_marker() for line in upper.lines})

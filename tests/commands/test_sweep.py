@@ -276,6 +276,9 @@ def test_only_what_is_left_is_checked(run, fake_main):
 
 
 def test_several_at_a_time_have_cores_of_their_own_and_say_so(run, monkeypatch):
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
     environments: dict[str, tuple[set[int], str]] = {}
     both = threading.Barrier(2, timeout=60)
 
@@ -287,9 +290,6 @@ def test_several_at_a_time_have_cores_of_their_own_and_say_so(run, monkeypatch):
     monkeypatch.setattr(sweep, "run_process", run_process)
     monkeypatch.setattr(sweep, "check", lambda runs: None)
     monkeypatch.setattr(sweep.shared_cores, "split_cores", lambda jobs: [[core] for core in sorted(cores)[:jobs]])
-    cores = os.sched_getaffinity(0)
-    if len(cores) < 2:
-        pytest.skip("needs two cores")
     code, out, _ = run("--grid=batch_size=40,80", "--jobs=2", "--out=here")
     assert code == 1
     assert sorted(environments.values(), key=str) == [({core}, "2") for core in sorted(cores)[:2]]

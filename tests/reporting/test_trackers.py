@@ -116,6 +116,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(name, monkeypatch, t
     sys.modules.pop(name, None)
 
 
+@pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # SQLAlchemy's, of what MLflow does
 @pytest.mark.slow
 def test_mlflow_itself_keeps_a_resumed_run(train, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="needs pip install 'fmbench[mlflow]'")
