@@ -200,6 +200,7 @@ def make_data(job: protocol.Job, config: config_dict.ConfigDict, mesh: jax.shard
         watched=None,
         version="",
         sha256={},
+        test_labels=labels[inferred],
         selection=config.selection.to_dict(),
     )
     train = np.arange(len(images), dtype=np.int32)

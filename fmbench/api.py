@@ -70,13 +70,17 @@ def run(
     *,
     seeds: Sequence[int] = (),
     force: bool = False,
+    trackers: Sequence[str] = (),
 ) -> list[RunRecord]:
-    """Trains a config from `entries.resolve`, with its own seed or several in one program: a record for each."""
+    """Trains a config from `entries.resolve`, with its own seed or several in one program: a record for each.
+
+    `trackers` are told of them, too: 'wandb', 'mlflow'.
+    """
     logging.set_verbosity(logging.ERROR)  # Orbax has much to say
     runtime.set_up()
     seeds = seeds or (config.seed,)
     with memory.explained(config, seeds):
-        return train_seeds(config, seeds, workdir, results_dir=results_dir, force=force)
+        return train_seeds(config, seeds, workdir, results_dir=results_dir, force=force, trackers=trackers)
 
 
 def default_workdir(config: config_dict.ConfigDict, seeds: Sequence[int] = ()) -> Path:

@@ -73,6 +73,13 @@ def main() -> None:
         metavar="A,B",
         help="train these seeds at once, in one program (accelerators)",
     )
+    parser.add_argument(
+        "--tracker",
+        action="append",
+        choices=["wandb", "mlflow"],
+        default=[],
+        help="tell Weights & Biases or MLflow of the run, too (pip install 'fmbench[wandb]'); may be given twice",
+    )
     group = parser.add_argument_group("one training over several processes, of which this is one")
     group.add_argument(
         "--distributed",
@@ -103,10 +110,19 @@ def main() -> None:
         if place := _meeting_place(arguments):
             stack.enter_context(meeting.joined(place, lambda: _identity(run_config, arguments.seeds)))
         from fmbench import api
+        from fmbench.reporting import trackers
 
+        trackers.require(arguments.tracker)
         workdir = arguments.workdir or api.default_workdir(run_config, arguments.seeds)
         results_dir = arguments.results_dir or api.default_results_dir(run_config)
-        records = api.run(run_config, workdir, results_dir, seeds=arguments.seeds, force=arguments.force)
+        records = api.run(
+            run_config,
+            workdir,
+            results_dir,
+            seeds=arguments.seeds,
+            force=arguments.force,
+            trackers=tuple(dict.fromkeys(arguments.tracker)),
+        )
         if team.present().is_first:
             _say_what_is_where(records, workdir, results_dir)
     sys.exit(max({"completed": 0, "diverged": 3, "interrupted": 130}[record.status] for record in records))

@@ -5,31 +5,57 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fmbench.errors import UserError
 from fmbench.models import confidence
-from fmbench.records import schema
+from fmbench.records import schema, statistics
 from fmbench.system import files
 
 TRAIN, HELD_OUT = "tab:blue", "tab:orange"
+ENDINGS = (".svg", ".png", ".pdf")
+COLUMN = 3.35  # inches: a column of most papers
+# Of Okabe and Ito, from dark to light, so that lines differ in grey, too; and their dashes and markers.
+LINES = (
+    ("#000000", "-", "o"),
+    ("#0072b2", "--", "s"),
+    ("#d55e00", "-.", "^"),
+    ("#009e73", ":", "D"),
+    ("#e69f00", (0, (6, 1, 1, 1, 1, 1)), "v"),
+    ("#56b4e9", (0, (1, 3)), "x"),
+)
+WATCHED = {"val": "validation", "test": "test", "": "not watched"}
 MOST_MAPS, MAPS_PER_ROW = 64, 8
 
 
+def check_ending(flag: str, path: Path) -> None:
+    """Refuses a file whose ending `save` does not know.
+
+    Raises:
+        UserError: Names the flag and the endings.
+    """
+    if path.suffix not in ENDINGS:
+        raise UserError(f"{flag}={path}: expected a file that ends in {', '.join(ENDINGS)}.")
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG of 150 dots per inch or as SVG, by the path's ending; the same bytes every time.
+    """Writes a figure as PNG (150 dots per inch), SVG or PDF, by the path's ending; the same bytes every time.
 
     Raises:
         UserError: If it cannot be written there.
     """
+    undated = {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None}
+    fonts: dict[Any, Any] = {"svg.hashsalt": "fmbench", "pdf.fonttype": 42}  # TrueType, which publishers ask for
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context({"svg.hashsalt": "fmbench"}), files.atomic_file(path) as file:
-            figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150, metadata={"Date": None})
+        with matplotlib.rc_context(fonts), files.atomic_file(path) as file:
+            figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150, metadata=undated)
     except OSError as error:
         raise UserError(f"{path}: cannot write the figure ({error.strerror}); name another directory.") from error
 
@@ -90,6 +116,95 @@ def learning_curves(
         ncols=len(entries) or 1,
     )
     return figure
+
+
+def overlaid_curves(entries: Mapping[str, Sequence[Sequence[schema.Epoch]]]) -> Figure:
+    """Training loss, and below it watched accuracy, of several entries, as wide as a column of a paper.
+
+    A line is the mean over seeds, the band around it one sample standard deviation.
+
+    Args:
+        entries: The histories of an entry's seeds, by its name, at most six; more repeat the lines.
+    """
+    watched = {name: _watched(histories) for name, histories in entries.items()}
+    splits = sorted(set(watched.values()) - {""})
+    longest = max(len(history) for histories in entries.values() for history in histories)
+    with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 8}):
+        num_panels = 2 if splits else 1
+        size = (COLUMN, 0.62 * COLUMN * num_panels + 0.16 * len(entries))
+        figure = Figure(figsize=size, layout="constrained")
+        upper, *lower = panels = figure.subplots(num_panels, 1, sharex=True, squeeze=False)[:, 0]
+        for (name, histories), style in zip(entries.items(), itertools.cycle(LINES), strict=False):
+            split = f", {WATCHED[watched[name]]}" if len({*watched.values()}) > 1 else ""
+            seeds = f"(n = {len(histories)}{split})".replace(" ", "\N{NO-BREAK SPACE}")
+            label = textwrap.fill(f"{name} {seeds}", 42, break_on_hyphens=False)
+            quantities = (("train_loss", 1), (f"{watched[name]}_accuracy", 100))
+            for axes, (field, scale) in zip(panels, quantities, strict=False):
+                _draw_over_seeds(axes, histories, field, scale, label, style)
+        upper.set_title("Training loss")
+        upper.set_ylabel("cross-entropy")
+        for axes in lower:
+            axes.set_title(f"Accuracy on the {' or '.join(WATCHED[split] for split in splits)} set")
+            axes.set_ylabel("accuracy (%)")
+        for axes in panels:
+            axes.grid(alpha=0.3, linewidth=0.5)
+        axes.set_xlabel("epoch")
+        axes.set_xlim(0.5, longest + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        handles, names = upper.get_legend_handles_labels()
+        legend = figure.legend(
+            handles, names, loc="outside lower center", fontsize=7, frameon=False, handlelength=4
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def _draw_over_seeds(
+    axes: Axes,
+    histories: Sequence[Sequence[schema.Epoch]],
+    field: str,
+    scale: float,
+    label: str,
+    style: tuple[str, Any, str],
+) -> None:
+    epochs, mean, std = _over_seeds(histories, field)
+    if not len(epochs):
+        return
+    colour, dashes, marker = style
+    axes.plot(
+        epochs,
+        scale * mean,
+        label=label,
+        color=colour,
+        linestyle=dashes,
+        linewidth=1.1,
+        marker=marker,
+        markersize=3,
+        markevery=max(1, len(epochs) // 8),
+    )
+    axes.fill_between(epochs, scale * (mean - std), scale * (mean + std), color=colour, alpha=0.15, linewidth=0)
+
+
+def _watched(histories: Sequence[Sequence[schema.Epoch]]) -> str:
+    """'val', 'test', or '' where none was watched."""
+    epochs = list(itertools.chain(*histories))
+    if any(epoch.val_accuracy is not None for epoch in epochs):
+        return "val"
+    return "test" if any(epoch.test_accuracy is not None for epoch in epochs) else ""
+
+
+def _over_seeds(
+    histories: Sequence[Sequence[schema.Epoch]], field: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, and over the seeds that have an epoch the mean and the sample standard deviation of a field."""
+    by_epoch: dict[int, list[float]] = {}
+    for epoch in itertools.chain(*histories):
+        if (value := getattr(epoch, field, None)) is not None:
+            by_epoch.setdefault(epoch.epoch, []).append(value)
+    numbers = sorted(by_epoch)
+    pairs = [statistics.mean_and_std(by_epoch[number]) for number in numbers]
+    return np.array(numbers), np.array([mean for mean, _ in pairs]), np.array([std or 0.0 for _, std in pairs])
 
 
 def box_plot(scores: Mapping[str, Sequence[float]], title: str) -> Figure:

@@ -83,16 +83,19 @@ def front(points: Sequence[Point], cost: Callable[[Point], float]) -> list[Point
     return best
 
 
-def draw(conditions: Mapping[str, Sequence[Point]], num_elsewhere: int) -> Figure:
+def draw(
+    conditions: Mapping[str, Sequence[Point]], num_elsewhere: int, least_accuracy: float = LEAST_ACCURACY
+) -> Figure:
     """Accuracy over core-seconds, a panel for each condition that has them, and over parameters, all in one.
 
     Args:
         conditions: Entries on the same data, by the title of their condition. Of an entry in several, the one with
             the most seeds (of equals, the first) stands over parameters.
         num_elsewhere: Entries on other data, which are not drawn.
+        least_accuracy: Percent; entries below are not drawn.
     """
     shown = {
-        title: [point for point in points if point.accuracy >= LEAST_ACCURACY]
+        title: [point for point in points if point.accuracy >= least_accuracy]
         for title, points in conditions.items()
     }
     most_seeds: dict[str, Point] = {}
@@ -168,6 +171,10 @@ def _draw_panel(axes: Axes, points: Sequence[Point], cost: Callable[[Point], flo
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    costs = [cost(point) for point in points]
+    if costs and max(costs) < 30 * min(costs):  # else powers of ten are marks enough
+        axes.xaxis.set_minor_formatter(lambda x, _: f"{x:,.0f}" if f"{x:e}"[0] in "25" else "")
+        axes.tick_params(which="minor", labelsize=FONT_SIZE - 1)
     axes.margins(x=0.1, y=0.1)
     axes.set_xlabel(name, fontsize=FONT_SIZE)
     axes.set_ylabel("test accuracy (%)", fontsize=FONT_SIZE)

@@ -34,7 +34,9 @@ def split_cores(jobs: int) -> list[list[int]]:
         UserError: If there are not as many.
     """
     if not hasattr(os, "sched_setaffinity"):
-        raise UserError("--launcher=local pins runs to cores, which this system cannot; leave it out.")
+        raise UserError(
+            "runs at a time are pinned to cores, which this system cannot; train one by one, without --jobs."
+        )
     cores = sorted(os.sched_getaffinity(0), key=lambda core: (_first_sibling(core), core))
     usable = cores[: cgroup.usable_cores()]
     if not 1 <= jobs <= len(usable):
@@ -48,6 +50,14 @@ def _first_sibling(core: int) -> int:
         return int(Path(SIBLINGS.format(core)).read_text(encoding="utf-8").replace("-", ",").partition(",")[0])
     except (OSError, ValueError):
         return core
+
+
+def environment(jobs: int) -> dict[str, str]:
+    """The variables of one of `jobs` processes at a time."""
+    variables = {name: value for name, value in os.environ.items() if name not in BINDING}
+    variables.setdefault("JAX_PLATFORMS", "cpu")  # of which each has its own
+    variables["PYTHONUNBUFFERED"] = "1"  # its lines are to be seen as they come
+    return variables | ({machine.SHARED_BY: str(jobs)} if jobs > 1 else {})
 
 
 class Pool:
@@ -109,18 +119,13 @@ class Pool:
                 self._say(run, f"failed with exit status {status}; the others go on.")
 
     def _train(self, run: Run) -> int:
-        environment = {name: value for name, value in os.environ.items() if name not in BINDING}
-        environment.setdefault("JAX_PLATFORMS", "cpu")  # of which each has its own
-        environment["PYTHONUNBUFFERED"] = "1"  # its lines are to be seen as they come
-        if len(self._cores) > 1:
-            environment[machine.SHARED_BY] = str(len(self._cores))
         command = [sys.executable, "-m", "fmbench.main", *run.flags, *self._flags]
         with self._lock:
             if self._signum:
                 return 0
             process = subprocess.Popen(
                 command,
-                env=environment,
+                env=environment(len(self._cores)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -45,6 +45,7 @@ class Data:
     watched: Literal["validation", "test"] | None  # the split of eval_batches that is evaluated after each epoch
     version: str
     sha256: dict[str, str]
+    test_labels: np.ndarray  # (num_test,), here alone
     remainder: int = 0  # examples of an epoch's last, smaller step, where there is one
     selection: dict[str, Any] | None = None  # as `config.no_selection` has it
     class_names: tuple[str, ...] = fashion_mnist.CLASS_NAMES
@@ -139,14 +140,14 @@ class Data:
         return _hard_epoch_order(self.seed, np.int32(epoch), self.train_indices, losses, size, easy, keep)
 
 
-def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) -> Data:
-    """Loads, splits and places the data that the config asks for; for its own seed, or for several.
+def split(
+    config: config_dict.ConfigDict, dataset: fashion_mnist.Dataset, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to train on and those of the validation set, int32, after a look whether the config fits them.
 
     Raises:
-        UserError: If the data can't be had or are the wrong ones, or the config's batch or watched split
-            doesn't fit them.
+        UserError: If it doesn't: its batch, what is left of an epoch, or its early stopping.
     """
-    dataset = fashion_mnist.of_config(config.data)
     train, validation = splits.split(
         dataset.train_labels,
         config.data.split,
@@ -159,16 +160,36 @@ def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) 
         raise UserError(
             f"config.batch_size is {config.batch_size}, but the train set has only {len(train)} images."
         )
-    remainder = len(train) % config.batch_size if config.data.remainder == "keep" else 0
+    remainder = _remainder(config, len(train))
     if remainder % mesh.size:
         raise UserError(
             f"config.data.remainder=keep ends an epoch with a step on {remainder} images, which {mesh.size} "
             "devices cannot share equally; take --config.data.remainder=drop."
         )
+    if config.early_stopping_patience and not (config.watch == "validation" and len(validation)):
+        raise UserError("config.early_stopping_patience needs config.watch='validation' and a split that has one.")
+    return train, validation
+
+
+def _remainder(config: config_dict.ConfigDict, num_train: int) -> int:
+    return num_train % config.batch_size if config.data.remainder == "keep" else 0
+
+
+def count_steps(config: config_dict.ConfigDict, num_train: int) -> int:
+    """Of an epoch, before its data are placed."""
+    return num_train // config.batch_size + (_remainder(config, num_train) > 0)
+
+
+def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) -> Data:
+    """Loads, splits and places the data that the config asks for; for its own seed, or for several.
+
+    Raises:
+        UserError: If the data can't be had or are the wrong ones, or the config doesn't fit them.
+    """
+    dataset = fashion_mnist.of_config(config.data)
+    train, validation = split(config, dataset, mesh)
     eval_splits = {"test", "validation"} if len(validation) else {"test"}
     watched = config.watch if config.watch in eval_splits else None
-    if config.early_stopping_patience and watched != "validation":
-        raise UserError("config.early_stopping_patience needs config.watch='validation' and a split that has one.")
     describe = functools.partial(
         Data,
         num_train=len(train),
@@ -178,9 +199,10 @@ def load(config: config_dict.ConfigDict, mesh: Mesh, seeds: Sequence[int] = ()) 
         watched=watched,
         version=dataset.version,
         sha256=dataset.sha256,
-        remainder=remainder,
+        remainder=_remainder(config, len(train)),
         selection=config.selection.to_dict(),
         class_names=dataset.class_names,
+        test_labels=dataset.test_labels,
     )
     if config.data.pipeline == "grain":
         return streamed(config, dataset, train, validation, mesh, describe)

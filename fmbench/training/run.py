@@ -31,6 +31,10 @@ from fmbench.models import exported
 from fmbench.records import calibration, machine, processes, store
 from fmbench.records.processes import ProcessList
 from fmbench.records.schema import Calibration, Confidence, RunRecord, Status
+from fmbench.reporting import tensorboard
+from fmbench.reporting.metrics import MetricWriter, mend_metrics
+from fmbench.reporting.progress import Progress
+from fmbench.reporting.trackers import Trackers
 from fmbench.system import files
 from fmbench.system.interrupt import StopRequest, stop_on_signals
 from fmbench.system.sealed import DamageError
@@ -39,7 +43,6 @@ from fmbench.training import inference, input_pipeline, parallel, selection, ste
 from fmbench.training.checkpoint import Checkpoints
 from fmbench.training.optimizer import make_optimizer
 from fmbench.training.record import Diary, is_finite, make_record
-from fmbench.training.reporting import MetricWriter, Progress, mend_metrics
 from fmbench.training.steps import CALLS_IN_FLIGHT, Evaluation, Program, TrainState
 
 _runs_of_process = itertools.count()
@@ -76,11 +79,13 @@ def train_seeds(
     results_dir: Path,
     force: bool = False,
     stop_after: int = 0,
+    trackers: Sequence[str] = (),
 ) -> list[RunRecord]:
     """As `train_and_evaluate`, with a record for each seed; several train in one program, a step of all at a time.
 
     Each of several has its metrics, model and copy of the record in <directory>/seed<k>, and learns what it would
-    learn alone, up to rounding. If the loss of one diverges, the others go on.
+    learn alone, up to rounding. If the loss of one diverges, the others go on. `trackers`, of
+    `reporting.trackers.NAMES`, are told of each.
     """
     team = teams.present()
     if team.is_first:
@@ -110,7 +115,7 @@ def train_seeds(
                 print(f"{_name(lanes)}: already finished in {directory}; --force trains it anew.")
         else:
             with processes.listed(directory, lanes[0].config) as process_list:
-                _run(lanes, directory, identity, stop, stop_after, process_list)
+                _run(lanes, directory, identity, stop, stop_after, process_list, trackers)
 
         def publish() -> list[str]:
             stems = [lane.directory / "record" for lane in lanes]
@@ -152,6 +157,7 @@ def _run(
     stop: StopRequest,
     stop_after: int,
     process_list: ProcessList,
+    tracker_names: Sequence[str],
 ) -> None:
     """Trains all lanes, and leaves the record of each, with its predictions, in its directory.
 
@@ -165,8 +171,12 @@ def _run(
     checkpoints = Checkpoints(directory / "checkpoints")
     plan, state = _prepare(lanes, directory, identity, checkpoints, stopwatch, process_list)
     step = int(state.step.max())
-    writers = [MetricWriter(lane.directory, lane.diary.history) for lane in lanes]
     display = Progress(num_steps=plan.num_steps, first_step=step, batch_size=config.batch_size)
+    trackers = [_begin_trackers(lane, tracker_names if team.is_first else (), display) for lane in lanes]
+    writers = [
+        MetricWriter(lane.directory, lane.diary.history, _flat(lane.config), told)
+        for lane, told in zip(lanes, trackers, strict=True)
+    ]
     stop.is_heeded = True
     display.line(_first_line(lanes, plan, state))
     if step:
@@ -224,8 +234,6 @@ def _run(
         if is_interrupted:
             break
     display.close()
-    for writer in writers:
-        writer.close()
 
     # Evaluate the last state, as far as that has not been done, export the models, and write the records.
     if not is_interrupted and not all(lane.diary.diverged for lane in lanes):
@@ -247,10 +255,12 @@ def _run(
                     exported.export_model(lane.directory / "model", *own_state.evaluated, description)
             if workdir.is_of(lane.directory, lane.evaluations["test"].predictions):
                 display.line(f"{lane.directory}: exported anew; its record stays as it is")
+                writers[index].close()
                 continue
         else:
             lane.evaluations = {}
         if not team.is_first:
+            writers[index].close()
             continue
         process_list.end(status)
         wall_seconds = process_list.wall_seconds
@@ -277,6 +287,15 @@ def _run(
         )
         display.line(_last_line(record, plan.num_steps))
         predictions = lane.evaluations["test"].predictions if lane.evaluations else None
+        pictures = {}
+        if status != "interrupted":
+            images = steps.first_images(plan.data, plan.stages[0].augment, index, most=64)
+            pictures = {"first_batch": tensorboard.grid(images)} if len(images) else {}
+        if predictions is not None:
+            labels, names = plan.data.test_labels, plan.data.class_names
+            pictures["confusion_matrix"] = tensorboard.confusion_matrix(labels, predictions, names)
+        writers[index].end(record, pictures)
+        writers[index].close()
         is_scored = record.val_predictions_sha256 is not None
         val_predictions = lane.evaluations["validation"].predictions if is_scored else None
         store.write(record, predictions, lane.directory / "record", val_predictions)
@@ -285,6 +304,19 @@ def _run(
         if team.is_first and lane.evaluations:
             _judge(lane.directory, plan.data, records, display.line)
     _calibrate(records)
+    for lane, told in zip(lanes, trackers, strict=True):
+        if lane.directory in records:
+            told.end(records[lane.directory], lane.directory / "record.json")
+
+
+def _begin_trackers(lane: Lane, names: Sequence[str], display: Progress) -> Trackers:
+    run_name = f"{lane.config.entry}-{lane.config.dtype}-seed{lane.config.seed}"
+    config = _flat(lane.config)
+    return Trackers.begin(names, lane.directory, run_name, config, lane.diary.history, display.line)
+
+
+def _flat(config: config_dict.ConfigDict) -> dict[str, Any]:
+    return config_lib.flatten(config_lib.to_json(config))
 
 
 def _judge(

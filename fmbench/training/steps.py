@@ -1,5 +1,6 @@
 """What runs on the devices: a training step, an evaluation step, and their compilation."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -76,7 +77,6 @@ def train_step(
     """
     key = jax.random.key(seed)
     dropout_key = jax.random.fold_in(jax.random.fold_in(key, 2), state.step)
-    augment_key = jax.random.fold_in(jax.random.fold_in(key, 3), state.step)
     first = jnp.int32(0) if order is None else state.step % -(-order.size // batch_size) * batch_size
 
     def rows_at(positions: jax.Array, is_mine: bool) -> Batch:
@@ -84,20 +84,7 @@ def train_step(
             return input_pipeline.gather(rows, order.at[first + positions].get(mode="promise_in_bounds"))
         return rows if is_mine else input_pipeline.gather(jax.lax.all_gather(rows, AXIS, tiled=True), positions)
 
-    def examples(positions: jax.Array, is_mine: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Keys, augmented images and labels at these places of the global batch, be they this device's or not."""
-        batch = rows_at(positions, is_mine)
-        keys = augmentation.example_keys(augment_key, positions)
-        images = augmentation.augment(keys, batch["image"], augment) if any(augment.values()) else batch["image"]
-        return keys, images, batch["label"]
-
-    positions = parallel.my_part(num_examples)
-    keys, images, label = examples(positions)
-    targets = jax.nn.one_hot(label, 10)
-    if augmentation.mixes(augment):
-        _, partners, partner_label = examples((positions + 1) % num_examples, is_mine=False)
-        images, share = augmentation.mix(keys, images, partners, augment)
-        targets = share[:, None] * targets + (1 - share[:, None]) * jax.nn.one_hot(partner_label, 10)
+    images, label, targets = _see(rows_at, key, state.step, parallel.my_part(num_examples), num_examples, augment)
     targets = optax.smooth_labels(targets, label_smoothing)
     images = input_pipeline.normalize(images, normalization)
 
@@ -124,6 +111,61 @@ def train_step(
         losses = jax.lax.all_gather(losses, AXIS, tiled=True)
         known_losses = selection.update(known_losses, indices, losses, starts_epoch=first == 0)
     return TrainState(state.step + 1, params, model_state, opt_state, average, known_losses), metrics
+
+
+def _see(
+    rows_at: Callable[[jax.Array, bool], Batch],
+    key: jax.Array,
+    step: jax.Array | int,
+    positions: jax.Array,
+    num_examples: int,
+    augment: augmentation.Settings,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images, augmented and mixed, labels and targets at these places of a step's global batch.
+
+    `rows_at` has the rows at places of the batch, of which those of `positions` are this device's.
+    """
+    augment_key = jax.random.fold_in(jax.random.fold_in(key, 3), step)
+
+    def examples(positions: jax.Array, is_mine: bool = True) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Keys, augmented images and labels at these places, be they this device's or not."""
+        batch = rows_at(positions, is_mine)
+        keys = augmentation.example_keys(augment_key, positions)
+        images = augmentation.augment(keys, batch["image"], augment) if any(augment.values()) else batch["image"]
+        return keys, images, batch["label"]
+
+    keys, images, label = examples(positions)
+    targets = jax.nn.one_hot(label, 10)
+    if augmentation.mixes(augment):
+        _, partners, partner_label = examples((positions + 1) % num_examples, is_mine=False)
+        images, share = augmentation.mix(keys, images, partners, augment)
+        targets = share[:, None] * targets + (1 - share[:, None]) * jax.nn.one_hot(partner_label, 10)
+    return images, label, targets
+
+
+def first_images(data: input_pipeline.Data, augment: augmentation.Settings, lane: int, most: int) -> np.ndarray:
+    """Up to `most` images of a seed's first batch as its first step sees them, but not normalised.
+
+    Returns:
+        Grey levels, uint8 (n, 28, 28); none, (0, 28, 28), of features and of what is read from disk.
+    """
+    if data.stream or data.train_rows["image"].shape[1] != augmentation.SIDE**2:
+        return np.zeros((0, augmentation.SIDE, augmentation.SIDE), np.uint8)
+    # This process asks alone.
+    rows, indices, seeds = parallel.local((data.train_rows, data.train_indices, data.seed))
+    orders = dataclasses.replace(data, train_indices=indices, seed=seeds).epoch_order(0)
+    order, seed = orders.reshape(seeds.size, -1)[lane], seeds.reshape(-1)[lane]
+    size = min(data.batch_size, order.size)
+
+    @jax.jit
+    def see(rows: Batch, order: jax.Array, seed: jax.Array) -> jax.Array:
+        def rows_at(positions: jax.Array, is_mine: bool) -> Batch:
+            return input_pipeline.gather(rows, order[positions])
+
+        return _see(rows_at, jax.random.key(seed), 0, jnp.arange(min(most, size)), size, augment)[0]
+
+    images = np.asarray(see(rows, order, seed)).reshape(-1, augmentation.SIDE, augmentation.SIDE)
+    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
 
 
 def eval_step(

@@ -23,9 +23,9 @@ from fmbench.training import checkpoint
 LOCK = ".fmbench.lock"
 # All that runs leave, and nothing else is ever removed.
 LEFT_BY_RUNS = re.compile(
-    r"\.lock|\.fmbench\.lock|config\.json|data\.json|processes\.json|\.pulse|metrics\.jsonl|figures|seed\d+|"
+    r"\.lock|\.fmbench\.lock|config\.json|data\.json|processes\.json|trackers\.json|\.pulse|metrics\.jsonl|figures|seed\d+|"
     r"record\.(json|npy|validation\.npy)|checkpoints|tensorboard|\.?model(\.partial)?|"
-    r"\.(config|data|metrics|processes|record)\.[.a-z]+\.[a-z0-9_]{8}\.unfinished"
+    r"\.(config|data|metrics|processes|record|trackers)\.[.a-z]+\.[a-z0-9_]{8}\.unfinished"
 )
 
 

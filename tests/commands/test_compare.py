@@ -1,15 +1,19 @@
 """Two entries held against each other: which records are taken, what is said in which format, what is refused."""
 
+import csv
+import io
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_records import VERSION, fake_dataset, make_record, make_unfinished, predictions_with, publish
+from fake_records import EPOCH, VERSION, fake_dataset, make_record, make_unfinished, predictions_with, publish
 
 from fmbench import compare as command
 from fmbench.data import fashion_mnist
+from fmbench.pages import drawing
+from fmbench.records.schema import Epoch
 from fmbench.records.statistics import recipe_difference
 
 WRONG = {"good": (2, 4, 6), "bad_one": (40, 60)}  # of 200: 98 and 75 % on average
@@ -106,6 +110,70 @@ def test_latex(run):
     assert row in out.splitlines()
     columns = re.search(r"begin\{tabular\}\{(\w+)\}", out)
     assert columns and len(columns[1]) == row.count("&") + 1
+
+
+def with_a_third(results_dir: Path) -> tuple[float, float]:
+    """Publishes a third entry. Returns p of bad_one and of third, each held against good alone."""
+    for seed, wrong in enumerate((5, 7)):
+        publish(make_record("third", seed, wrong=wrong), results_dir, wrong=wrong)
+    correct = {
+        entry: np.stack([predictions_with(wrong) == fake_dataset().test_labels for wrong in wrongs])
+        for entry, wrongs in (WRONG | {"third": (5, 7)}).items()
+    }
+    first, second = (recipe_difference(correct["good"], correct[other]).p_value for other in ("bad_one", "third"))
+    return first, second
+
+
+def test_several_are_held_against_the_first_and_p_is_holms(results_dir, run):
+    bad, third = with_a_third(results_dir)
+    assert 2 * bad < third < 0.5  # hence Holm doubles the one, and leaves the other as it is
+    out = run("good", "third", "bad_one")[1].splitlines()
+    assert out[0].startswith("third minus good: -1.00 points") and out[0].endswith(f"p = {third:.2g}")
+    assert out[1].startswith("bad_one minus good: -23.00 points") and out[1].endswith(f"p = {2 * bad:.2g}")
+    assert [line.partition(":")[0] for line in out[2:5]] == ["good", "third", "bad_one"]
+    assert out[5] == "p-values by Holm over the 2 pairs; each interval is for its pair alone"
+    markdown = run("good", "third", "bad_one", "--format=markdown")[1].splitlines()
+    assert [line.split(" | ")[2] for line in markdown[2:4]] == ["third", "bad_one"]
+    assert markdown[-1].endswith("p-values by Holm over the 2 pairs; each interval is for its pair alone.")
+
+
+def test_csv_has_all_digits_and_no_formulas(results_dir, run):
+    bad, third = with_a_third(results_dir)
+    rows = list(csv.DictReader(io.StringIO(run("good", "third", "bad_one", "--format=csv")[1])))
+    assert [(row["a"], row["b"], row["n_a"], row["n_b"]) for row in rows] == [
+        ("good", "third", "3", "2"),
+        ("good", "bad_one", "3", "2"),
+    ]
+    assert [float(row["p_value"]) for row in rows] == [third, 2 * bad]
+    assert float(rows[1]["difference"]) == pytest.approx(-0.23, abs=1e-12)
+    assert [row["holm_over"] for row in rows] == ["2", "2"]
+
+
+def test_the_figure_has_a_mean_and_a_band_for_each_entry(results_dir, run, tmp_path):
+    for number, suffix in enumerate(("svg", "png", "pdf")):
+        path = tmp_path / f"curves.{suffix}"
+        assert run("good", "bad_one", f"--figure={path}")[0] == 0
+        assert path.read_bytes().startswith((b"<?xml", b"\x89PNG", b"%PDF")[number])
+    assert "expected a file that ends in .svg" in refused(run("good", "bad_one", "--figure=curves.jpg"))
+
+
+def test_curves_are_means_over_the_seeds_that_have_the_epoch():
+    def history(*losses: float) -> list[Epoch]:
+        return [Epoch(**(EPOCH | {"epoch": number, "train_loss": x})) for number, x in enumerate(losses, 1)]
+
+    figure = drawing.overlaid_curves({"a": [history(3.0, 2.0), history(1.0)], "b": [history(0.5)]})
+    upper, lower = figure.axes
+    assert [line.get_xydata().tolist() for line in upper.lines] == [[[1, 2], [2, 2]], [[1, 0.5]]]  # type: ignore[union-attr]
+    band = np.asarray(upper.collections[0].get_paths()[0].vertices).tolist()
+    assert {round(y, 6) for x, y in band if x == 1} == {round(2 - 2**0.5, 6), round(2 + 2**0.5, 6)}
+    assert (
+        len({line.get_linestyle() for line in upper.lines})
+        == len({line.get_marker() for line in upper.lines})
+        == 2
+    )
+    assert [axes.get_title() for axes in figure.axes] == ["Training loss", "Accuracy on the validation set"]
+    assert lower.lines[0].get_ydata().tolist() == [85.0, 85.0]  # type: ignore[union-attr]
+    assert figure.get_size_inches()[0] < 3.5
 
 
 def test_a_tiny_p_is_below_a_bound(results_dir, run):

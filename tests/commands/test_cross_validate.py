@@ -18,10 +18,10 @@ from fmbench import cross_validate, entries
 from fmbench.data import fashion_mnist
 from fmbench.pages import drawing
 from fmbench.records import schema, store
+from fmbench.reporting.metrics import MetricWriter
 from fmbench.studies import cross_validation
 from fmbench.system import runtime
 from fmbench.training import input_pipeline, parallel
-from fmbench.training.reporting import MetricWriter
 
 # ml_collections loads config files in an old way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

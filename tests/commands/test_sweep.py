@@ -1,11 +1,14 @@
 """Grids and seeds: planned, run in processes of their own, interrupted, and ranked by validation accuracy."""
 
+import json
 import os
 import re
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_records import EPOCH, make_record, make_unfinished, publish
@@ -13,9 +16,11 @@ from fake_records import EPOCH, make_record, make_unfinished, publish
 from fmbench import config as config_lib
 from fmbench import entries
 from fmbench import sweep as command
+from fmbench.errors import UserError
 from fmbench.records import store
 from fmbench.studies import sweep
 from fmbench.system import interrupt
+from fmbench.training import preflight
 
 # ml_collections loads config files in an old way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -74,8 +79,9 @@ class FakeMain:
         self.outcomes: dict[tuple[float, int], dict | int] = {}
         self.commands: list[list[str]] = []
         self.said_before: list[str] = []
+        self.checked: list[Sequence[sweep.Run]] = []
 
-    def __call__(self, command: list[str], log: Path, stop: interrupt.StopRequest) -> int:
+    def __call__(self, command: list[str], log: Path, stop: interrupt.StopRequest, *rest: Any) -> int:
         self.commands.append(command)
         self.said_before.append(self.capsys.readouterr().out)
         log.write_text("what it prints")
@@ -108,6 +114,7 @@ class FakeMain:
 def fake_main(monkeypatch, capsys) -> FakeMain:
     fake = FakeMain(capsys)
     monkeypatch.setattr(sweep, "run_process", fake)
+    monkeypatch.setattr(sweep, "check", fake.checked.append)
     return fake
 
 
@@ -160,7 +167,9 @@ def test_every_combination_and_seed_is_a_process_of_its_own(run, fake_main):
 
 
 def test_commas_in_parentheses_split_no_values(little):
-    runs = sweep.plan([f"--config={little}"], ["model.widths=(16,32), (32,),(64,32,16)", "dtype=float32"], "0")
+    fixed = [f"--config={little}"]
+    axes = sweep.axes_of(["model.widths=(16,32), (32,),(64,32,16)", "dtype=float32"], "0", fixed)
+    runs = sweep.plan(fixed, axes)
     assert [run.config.model.widths for run in runs] == [(16, 32), (32,), (64, 32, 16)]
     assert runs[1].point == "model.widths=(32,) dtype=float32"
 
@@ -228,6 +237,157 @@ def test_records_of_another_config_are_refused(run, fake_main, little):
     assert len(fake_main.commands) == 2
 
 
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ("batch_size=40,80000", "batch_size=80000 cannot be trained: config.batch_size is 80000, but the train"),
+        (
+            "model.widths=(16,),(-1,)",
+            "model.widths=(-1,) cannot be trained: model 'fully_connected' cannot",
+        ),
+        (
+            "schedule.warmup_epochs=0,3",
+            "schedule.warmup_epochs=3 cannot be trained: config.schedule.",
+        ),
+        ("augment.function=os:getcwd", "augment.function=os:getcwd cannot be trained: config.augment.function is"),
+    ],
+)
+def test_what_only_a_runs_set_up_can_know_is_known_before_the_first(little, grid, said):
+    """As `sweep.check` has it done in another process; here, where JAX has begun, in this one."""
+    fixed = [f"--config={little}"]
+    runs = sweep.plan(fixed, sweep.axes_of([grid], "0", fixed))
+    with pytest.raises(UserError) as caught:
+        preflight.check({run.point: run.config for run in runs})
+    assert str(caught.value).startswith(said)
+
+
+def test_a_combination_that_cannot_be_trained_ends_the_sweep_before_it_begins(run, monkeypatch):
+    monkeypatch.setattr(sweep, "run_process", None)
+    code, out, err = run("--grid=batch_size=40,80000", "--out=here")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("fmbench.sweep: batch_size=80000 cannot be trained: ")
+
+
+def test_only_what_is_left_is_checked(run, fake_main):
+    assert run("--grid=batch_size=40", "--out=here")[0] == 0
+    assert run("--grid=batch_size=40,80", "--out=here")[0] == 0
+    assert run("--grid=batch_size=40,80", "--out=here")[0] == 0
+    assert [[run.point for run in runs] for runs in fake_main.checked] == [["batch_size=40"], ["batch_size=80"]]
+
+
+def test_several_at_a_time_have_cores_of_their_own_and_say_so(run, monkeypatch):
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    environments: dict[str, tuple[set[int], str]] = {}
+    both = threading.Barrier(2, timeout=60)
+
+    def run_process(command: list[str], log: Path, stop: Any, environment: dict[str, str], *rest: Any) -> int:
+        environments[" ".join(command)] = os.sched_getaffinity(0), environment["FMBENCH_SHARED_BY"]
+        both.wait()  # or the two don't run at a time
+        return 1
+
+    monkeypatch.setattr(sweep, "run_process", run_process)
+    monkeypatch.setattr(sweep, "check", lambda runs: None)
+    monkeypatch.setattr(sweep.shared_cores, "split_cores", lambda jobs: [[core] for core in sorted(cores)[:jobs]])
+    code, out, _ = run("--grid=batch_size=40,80", "--jobs=2", "--out=here")
+    assert code == 1
+    assert sorted(environments.values(), key=str) == [({core}, "2") for core in sorted(cores)[:2]]
+    assert out.count("failed with exit code 1") == 2
+    assert os.sched_getaffinity(0) == cores
+
+
+# A search.
+
+
+@pytest.fixture
+def search(run, fake_main):
+    """Runs a search of two trials over learning rates, in which the rate decides over validation accuracy."""
+    pytest.importorskip("optuna", reason="needs pip install 'fmbench[optuna]'")
+
+    def search(*arguments: str, num_trials: int = 2) -> tuple[int, str, str]:
+        grid = "--grid=optimizer.learning_rate=1e-3..1e-1:log"
+        return run(grid, "--sampler=tpe", f"--num_trials={num_trials}", "--out=here", *arguments)
+
+    return search
+
+
+def test_a_search_goes_on_where_it_was_and_draws_from_its_ranges(search, fake_main):
+    code, out, err = search("--grid=batch_size=20..80", "--grid=model.widths=(16,),(8,)")
+    assert (code, err) == (0, "")
+    assert len(rows(out)) == 2
+    code, out, _ = search("--grid=batch_size=20..80", "--grid=model.widths=(16,),(8,)", num_trials=5)
+    assert "2 trials are done, 3 are left." in "".join(fake_main.said_before) + out
+    assert len({row[0] for row in rows(out)}) == 5
+    for words in fake_main.commands:
+        config = entries.from_arguments(words[3:-2])
+        assert 1e-3 <= config.optimizer.learning_rate <= 1e-1
+        assert 20 <= config.batch_size <= 80
+    assert len(fake_main.commands) == 5
+    assert rows(search("--grid=batch_size=20..80", "--grid=model.widths=(16,),(8,)", "--table")[1]) == rows(out)
+
+
+def test_a_stopped_trial_is_taken_up_again(search, fake_main, monkeypatch):
+    monkeypatch.setattr(sweep, "run_process", lambda *arguments: 130)
+    code, out, _ = search()
+    assert code == 130
+    ((point, *_),) = rows(out)
+    monkeypatch.setattr(sweep, "run_process", fake_main)
+    code, out, err = search()
+    assert (code, err) == (0, "")
+    assert [row[1] for row in rows(out)] == ["1", "1"]
+    assert f"--config.{point}" in fake_main.commands[0]
+
+
+def test_a_trial_below_the_median_is_stopped_and_says_so(search, fake_main, monkeypatch):
+    """Six trials of two epochs; the last is worse than all before after its first."""
+    trained: list[str] = []
+
+    def run_process(command, log, stop, environment, is_hopeless) -> int:
+        workdir = Path(command[-2].removeprefix("--workdir="))
+        workdir.mkdir(parents=True)
+        trained.append(command[-3])
+        accuracy = 0.5 if len(trained) == 6 else 0.8
+        (workdir / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "val_accuracy": accuracy}) + "\n")
+        fate = is_hopeless()
+        config = entries.from_arguments(command[3:-2])
+        fake_main.outcomes[config.optimizer.learning_rate, 0] = 130 if fate else {}
+        return fake_main(command, log, stop)
+
+    monkeypatch.setattr(sweep, "run_process", run_process)
+    code, out, err = search("--config.num_epochs=2", num_trials=6)
+    assert (code, err) == (0, "")
+    assert [row[-1] for row in rows(out)] == [""] * 5 + ["seed 0 pruned"]
+    assert "pruned after epoch" in out or "pruned after epoch" in "".join(fake_main.said_before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--grid=batch_size=20..80"], "'batch_size=20..80' is a range, which is for --sampler=tpe"),
+        (["--grid=batch_size=20", "--num_trials=3"], "--sampler=tpe and --num_trials=N go together"),
+        (["--grid=batch_size=20", "--sampler=tpe"], "--sampler=tpe and --num_trials=N go together"),
+        (["--grid=batch_size=20", "--sampler=tpe", "--num_trials=0"], "--num_trials=0: it must be at least 1"),
+        (["--grid=batch_size=20", "--jobs=0"], "--jobs=0: it must be at least 1"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_one_line(run, fake_main, arguments, said):
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_a_space_that_cannot_be_searched_is_one_line(search):
+    for arguments, said in (
+        (["--grid=batch_size=80..20"], "is no range"),
+        (["--grid=batch_size=-1..20"], "config.batch_size is -1; it must be at least 1"),
+        (["--grid=batch_size=20", "--seeds=0,1"], "trains each trial with one seed"),
+    ):
+        code, _, err = search(*arguments)
+        assert (code, err.count("\n")) == (2, 1)
+        assert said in err
+
+
 # What became of the runs.
 
 
@@ -260,12 +420,10 @@ def test_the_table_ranks_by_validation_accuracy_and_has_no_test_accuracy(run, fa
         assert not re.search(r"75\.5|95\.5|0\.755|0\.955", text)
 
 
-def test_without_a_device_no_run_but_the_first_is_tried(run, fake_main, monkeypatch):
-    fake_main.outcomes |= {(1.0, 0): 2}
+def test_without_a_device_no_run_is_tried(run, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "wrong")
-    code, _, err = run("--grid=optimizer.learning_rate=1,0.1", "--out=here")
-    assert code == 2
-    assert fake_main.trained() == [("1", "0")]
+    code, out, err = run("--grid=optimizer.learning_rate=1,0.1", "--out=here")
+    assert (code, out) == (2, "")
     assert err.startswith("fmbench.sweep: JAX_PLATFORMS is 'wrong', and JAX has no device")
     assert len(err.splitlines()) == 1
 

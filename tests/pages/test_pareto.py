@@ -164,8 +164,8 @@ def test_few_points_make_a_figure_without_warnings(points):
 def run(tmp_path, monkeypatch, capsys):
     """Runs `fmbench.pareto` on <tmp_path>: exit code, standard output and standard error."""
 
-    def run() -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pareto", f"--results_dir={tmp_path}"])
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pareto", f"--results_dir={tmp_path}", *arguments])
         code = 0
         try:
             command.main()
@@ -178,9 +178,9 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> list[tuple[dict[str, list[Point]], int]]:
+def drawn(monkeypatch) -> list[tuple[dict[str, list[Point]], int, float]]:
     """What is drawn, in place of drawing it."""
-    calls: list[tuple[dict[str, list[Point]], int]] = []
+    calls: list[tuple[dict[str, list[Point]], int, float]] = []
 
     def draw(*arguments) -> Figure:
         calls.append(arguments)
@@ -207,11 +207,39 @@ def test_the_conditions_of_the_data_with_the_most_entries_are_drawn(tmp_path, ru
     for record in records:
         publish(record, tmp_path)
     assert run() == (0, f"{tmp_path / 'pareto.svg'}: 3 entries.\n", "")
-    ((conditions, num_elsewhere),) = drawn
+    ((conditions, num_elsewhere, least_accuracy),) = drawn
     title = "1 x Abacus 9 (2 cores), {}, data of 2017-08-31"
     found = {title: [(p.entry, p.num_seeds) for p in points] for title, points in conditions.items()}
     assert found == {title.format("bfloat16"): [("a", 3)], title.format("float32"): [("b", 1), ("c", 1)]}
-    assert num_elsewhere == 1  # g
+    assert (num_elsewhere, least_accuracy) == (1, 85.0)  # g
+
+
+def test_chosen_entries_are_drawn_whatever_they_reach(tmp_path, run, drawn):
+    for entry, wrong in (("small", 100), ("good", 10), ("other", 12)):
+        publish(make_record(entry, wrong=wrong), tmp_path, wrong=wrong)
+    path = tmp_path / "few.pdf"
+    assert run("--entries=small,good", f"--figure={path}") == (0, f"{path}: 2 entries.\n", "")
+    ((conditions, _, least_accuracy),) = drawn
+    ((small, good),) = ([(p.entry, p.accuracy) for p in points] for points in conditions.values())
+    assert {small, good} == {("small", 50.0), ("good", 95.0)}
+    assert least_accuracy == 0
+    assert path.read_bytes().startswith(b"%PDF")
+    assert not (tmp_path / "pareto.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--entries=small"], "--entries draws another picture than pareto.svg; name its file, as in --figure="),
+        (["--entries=smal", "--figure=x.svg"], "has no completed run of smal; the nearest is small."),
+        (["--figure=x.jpg"], "--figure=x.jpg: expected a file that ends in .svg, .png, .pdf."),
+    ],
+)
+def test_a_choice_that_cannot_be_drawn_is_one_line(tmp_path, run, arguments, said):
+    publish(make_record("small"), tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path, run):

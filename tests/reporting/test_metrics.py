@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from fmbench.training.reporting import MetricWriter, Progress
+from fmbench.reporting.metrics import MetricWriter
+from fmbench.reporting.progress import Progress
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -67,7 +68,7 @@ def test_what_happened_to_the_file_is_mended_from_the_history(tmp_path, content)
 
 def test_tensorboard_gets_every_scalar(tmp_path):
     writer = MetricWriter(tmp_path, [])
-    writer.write(step=7, loss=0.5, accuracy=0.75)
+    writer.write(step=7, train_loss=0.5, val_accuracy=0.75, learning_rate=0.125)
     writer.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     content = file.read_bytes()
@@ -77,7 +78,7 @@ def test_tensorboard_gets_every_scalar(tmp_path):
         event = Event.FromString(content[12 : 12 + length])
         scalars |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
         content = content[16 + length :]
-    assert scalars == {(7, "loss"): 0.5, (7, "accuracy"): 0.75}
+    assert scalars == {(7, "loss/train"): 0.5, (7, "accuracy/val"): 0.75, (7, "run/learning_rate"): 0.125}
 
 
 def test_the_bar_shows_validation_and_comes_to_its_end(monkeypatch):
