@@ -91,7 +91,7 @@ def verify_accuracies(records: dict[Path, RunRecord]) -> None:
     plausibility.refuse_contradictions(records)
     for path, record in records.items():
         if record.status == "completed":
-            labels = _labels(path, record)
+            labels = true_labels(path, record)
             correct = store.read_predictions(record, path.with_suffix(".npy")) == labels
             recomputed: dict[str, Any] = {
                 "test_accuracy": correct.mean(),
@@ -112,7 +112,7 @@ def implausible(records: dict[Path, RunRecord]) -> dict[Path, str]:
     for path, record in records.items():
         if record.status == "completed":
             sha256 = record.data_sha256["t10k-labels"]
-            labels[sha256] = labels[sha256] if sha256 in labels else _labels(path, record)
+            labels[sha256] = labels[sha256] if sha256 in labels else true_labels(path, record)
             wrong[path] = store.read_predictions(record, path.with_suffix(".npy")) != labels[sha256]
     return plausibility.marks(records, wrong)
 
@@ -125,7 +125,7 @@ def render(results_dir: Path, records: dict[Path, RunRecord]) -> dict[Path, str]
     """
     ranked = {path: record for path, record in records.items() if is_ranked(record)}
     others = {path: record for path, record in records.items() if proof.is_unproven(record.data_version)}
-    tables = {condition: _ranked(entries) for condition, entries in entries_by_condition(ranked).items()}
+    tables = rows_by_condition(ranked)
     checked = verified.read_all(results_dir, records)
     text = HOW_TO_READ if ranked else f"{HOW_TO_READ}\nNo records yet: `./run_all.sh quick` makes the first."
     files = {
@@ -194,6 +194,11 @@ def entries_by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list
     return _by_condition({path: record for path, record in records.items() if is_ranked(record)})
 
 
+def rows_by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list[Row]]:
+    """As `entries_by_condition`, from best to worst, with ranks."""
+    return {condition: _ranked(entries) for condition, entries in entries_by_condition(records).items()}
+
+
 def _by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list[dict[Path, RunRecord]]]:
     marked = implausible(records)
     counted = {
@@ -255,7 +260,7 @@ def correct(runs: dict[Path, RunRecord]) -> np.ndarray:
         UserError: If predictions or labels can't be had.
     """
     return np.stack(
-        [store.read_predictions(run, path.with_suffix(".npy")) == _labels(path, run) for path, run in runs.items()]
+        [store.read_predictions(run, path.with_suffix(".npy")) == true_labels(path, run) for path, run in runs.items()]
     )
 
 
@@ -265,7 +270,7 @@ def _measured(run: RunRecord) -> dict[str, Any]:
     return config.complete(run.config) | place | {"seed": None, "num_params": run.num_params}
 
 
-def _labels(path: Path, record: RunRecord) -> np.ndarray:
+def true_labels(path: Path, record: RunRecord) -> np.ndarray:
     """The true test labels of the record's data; `path` is the record's, <results_dir>/runs/<name>.json."""
     if store.has_own_labels(record):
         return store.read_labels(record, path.parents[1])
