@@ -18,8 +18,12 @@ PORT = 8008
 def main() -> None:
     parser = command_line.Parser("leaderboard", description=__doc__)
     generated.add_flags(parser)
-    parser.add_argument("--serve", action="store_true", help="write nothing; serve index.html to this machine's browsers")
-    parser.add_argument("--port", type=int, default=PORT, help=f"of --serve; 0 for any that is free (default: {PORT})")
+    parser.add_argument(
+        "--serve", action="store_true", help="write nothing; serve index.html to this machine's browsers"
+    )
+    parser.add_argument(
+        "--port", type=int, default=PORT, help=f"of --serve; 0 for any that is free (default: {PORT})"
+    )
     arguments = parser.parse_args()
     if arguments.serve and arguments.check:
         parser.error("--serve and --check are two things; give one")

@@ -30,8 +30,8 @@ const longName = (entry) => `${entry.entry}, ${entry.condition}`;
 
 const COLUMNS = [
   { title: "entry", value: (e) => e.entry, text: true },
-  { title: "rank", value: (e) => e.rank, shown: (e) => (e.rank === null ? "n = 1" : e.rank) },
   { title: "test accuracy, %", value: (e) => e.test_accuracy, shown: (e) => spread(e.test_accuracy, e.test_std) },
+  { title: "rank", value: (e) => e.rank, shown: (e) => (e.rank === null ? "n = 1" : e.rank) },
   { title: "n", value: (e) => e.num_seeds },
   { title: "val. accuracy, %", value: (e) => e.val_accuracy, shown: (e) => percent(e.val_accuracy) },
   { title: "params", value: (e) => e.num_params, shown: (e) => number(e.num_params, 0) },
@@ -42,14 +42,14 @@ const COLUMNS = [
   { title: "dtype", value: (e) => e.dtype, text: true },
   { title: "condition", value: (e) => e.condition, text: true, wrap: true },
 ];
-let sorting = { column: COLUMNS[2], descending: true };
+let sorting = { column: COLUMNS[1], descending: true };
 const chosen = new Set(); // keys of the entries whose curves are drawn
 
 function compared(a, b) {
   const [left, right] = [sorting.column.value(a), sorting.column.value(b)];
   if (left === null || right === null) return (left === null) - (right === null); // what is missing comes last
-  const order = sorting.column.text ? left.localeCompare(right, "en") : left - right;
-  return (sorting.descending ? -order : order) || a.key.localeCompare(b.key, "en");
+  const order = (left > right) - (left < right);
+  return (sorting.descending ? -order : order) || (a.key > b.key) - (a.key < b.key);
 }
 
 function isShown(entry) {
@@ -98,7 +98,8 @@ function tableRow(entry) {
 }
 
 function entryButton(entry, text) {
-  const button = element("button", { type: "button", className: "plain" }, text);
+  const parts = text.split(/(?=[+=])/).flatMap((part) => [element("wbr"), part]); // where a long name may break
+  const button = element("button", { type: "button", className: "plain" }, ...parts);
   button.addEventListener("click", () => {
     showEntry(entry.key);
     at("entry").scrollIntoView();
@@ -223,6 +224,11 @@ const names = {
     const { ctx, chartArea } = chart;
     const taken = chart.data.datasets.flatMap((dataset, which) =>
       dataset.names ? chart.getDatasetMeta(which).data.map(({ x, y }) => [x - 5, y - 5, x + 5, y + 5]) : []);
+    const corners = chart.getDatasetMeta(chart.data.datasets.findIndex((dataset) => dataset.stepped)).data;
+    corners.slice(1).forEach(({ x, y }, index) => {
+      const before = corners[index];
+      taken.push([before.x, before.y - 2, x, before.y + 2], [x - 2, y, x + 2, before.y]);
+    });
     ctx.save();
     ctx.font = `12px ${Chart.defaults.font.family}`;
     ctx.fillStyle = colourOf("--text");
@@ -230,7 +236,10 @@ const names = {
     chart.data.datasets.forEach((dataset, which) => (dataset.names ?? []).forEach((name, index) => {
       const { x, y } = chart.getDatasetMeta(which).data[index];
       const width = ctx.measureText(name).width;
-      const places = [[x + 8, y], [x - 8 - width, y], [x - width / 2, y - 15], [x - width / 2, y + 15], [x + 6, y + 15], [x - 6 - width, y - 15]];
+      const places = [
+        [x + 9, y], [x - 9 - width, y], [x - width / 2, y - 14], [x - width / 2, y + 14],
+        [x + 7, y + 11], [x - 7 - width, y - 11], [x + 7, y - 11], [x - 7 - width, y + 11],
+      ];
       const free = places.find(([left, middle]) => {
         const box = [left, middle - 7, left + width, middle + 7];
         const inside = box[0] >= chartArea.left && box[2] <= chartArea.right && box[1] >= chartArea.top && box[3] <= chartArea.bottom;
@@ -270,7 +279,7 @@ function drawCosts() {
       interaction: { mode: "nearest", intersect: true },
       onClick: (_, hits) => hits.length && showEntry(hits[0].element.$context.raw.entry.key),
       scales: {
-        x: { type: "logarithmic", grace: "10%", title: { display: true, text: view.title }, ticks: { maxTicksLimit: 8, callback: (value) => (value >= 1e6 ? flops(value) : number(value, value < 1 ? 2 : 0)) } },
+        x: { type: "logarithmic", grace: "10%", title: { display: true, text: view.title }, ticks: { autoSkip: false, callback: (value, _, ticks) => tickText(value, ticks) } },
         y: { grace: "8%", title: { display: true, text: "test accuracy, %" } },
       },
       plugins: {
@@ -282,6 +291,14 @@ function drawCosts() {
   at("costs-note").textContent = below.length ? `Below the picture: ${below.map((entry) => `${entry.entry} (${percent(entry.test_accuracy)} %)`).join(", ")}.` : "";
   at("front").replaceChildren(...front.map((entry) =>
     element("li", {}, entryButton(entry, entry.entry), `${percent(entry.test_accuracy)} % for ${costText(view, entry)}`)));
+}
+
+// On a logarithmic axis: powers of ten, and where it is short, their doubles and quintuples.
+function tickText(value, ticks) {
+  const digit = Math.round(value / 10 ** Math.floor(Math.log10(value) + 1e-9));
+  const isLong = ticks.at(-1).value > 100 * ticks[0].value;
+  if (!(isLong ? [1] : [1, 2, 5]).includes(digit)) return null;
+  return value >= 1e6 ? value.toExponential(0).replace("e+", "e") : number(value, value < 1 ? 2 : 0);
 }
 
 const costText = (view, entry) =>
@@ -317,7 +334,7 @@ function showEntry(key) {
   };
   at("facts").replaceChildren(...Object.entries(facts).map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))));
-  at("confusion-note").textContent = `Rows are true classes, columns predicted ones; test images of ${entry.num_seeds === 1 ? "one run" : `${entry.num_seeds} runs`} together.`;
+  at("confusion-note").textContent = `Rows are true classes, columns predicted ones; counts are of the test images${entry.num_seeds === 1 ? "" : `, over ${entry.num_seeds} runs`}.`;
   const head = element("tr", {}, element("td"), ...data.classes.map((name) => element("th", { scope: "col" }, name)));
   const body = entry.confusion.map((row, label) => {
     const total = Math.max(1, row.reduce((sum, count) => sum + count, 0));
@@ -361,7 +378,8 @@ at("cost").addEventListener("input", drawCosts);
 at("which").addEventListener("input", () => showEntry(at("which").value));
 drawHead();
 const best = [...data.entries].sort(compared);
-best.slice(0, 3).forEach((entry) => chosen.add(entry.key));
+const watching = best.filter((entry) => entry.watched && entry.num_epochs > 2);
+(watching.length ? watching : best).slice(0, 3).forEach((entry) => chosen.add(entry.key));
 const drawAll = () => { drawRows(); drawCurves(); drawCosts(); };
 drawAll();
 showEntry(best[0]?.key);

@@ -1,6 +1,6 @@
 """results/index.html: the leaderboard as one page for a browser, which asks nothing of a network.
 
-Its data stand in it as JSON, a line for each entry, each run and each picture, so that a new record changes few lines.
+Its data stand in it as JSON, a line for each entry, run and picture, so that a new record changes few lines.
 """
 
 import base64
@@ -100,7 +100,9 @@ def content(results_dir: Path, tables: dict[Condition, list[Row]]) -> Json:
                 every_wrong.append(predictions)
                 labels_of_today = labels
     never_right = _never_right(every_wrong, labels_of_today)
-    shown = {index for mistakes in (never_right["images"], *(e["wrong"] for e in entries)) for index, *_ in mistakes}
+    shown = {
+        index for mistakes in (never_right["images"], *(e["wrong"] for e in entries)) for index, *_ in mistakes
+    }
     return {
         "classes": list(fashion_mnist.CLASS_NAMES),
         "num_test": len(labels_of_today),
@@ -174,7 +176,7 @@ def _most_often_wrong(predictions: np.ndarray, labels: np.ndarray) -> list[Mista
     """The images that most of the runs get wrong; of equals the first."""
     times = (predictions != labels).sum(axis=0)
     order = np.argsort(-times, kind="stable")[:MOST_WRONG]
-    return [_mistake(predictions, labels, index)[:3] + (int(times[index]),) for index in order if times[index]]
+    return [(*_mistake(predictions, labels, index)[:3], int(times[index])) for index in order if times[index]]
 
 
 def _never_right(every: Sequence[np.ndarray], labels: np.ndarray) -> Json:

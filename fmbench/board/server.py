@@ -49,10 +49,10 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds, of a browser that says nothing
     server_version, sys_version = "fmbench", ""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer(with_body=True)
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:

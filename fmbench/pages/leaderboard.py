@@ -260,7 +260,10 @@ def correct(runs: dict[Path, RunRecord]) -> np.ndarray:
         UserError: If predictions or labels can't be had.
     """
     return np.stack(
-        [store.read_predictions(run, path.with_suffix(".npy")) == true_labels(path, run) for path, run in runs.items()]
+        [
+            store.read_predictions(run, path.with_suffix(".npy")) == true_labels(path, run)
+            for path, run in runs.items()
+        ]
     )
 
 
