@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fmbench.board import page, server
 from fmbench.pages import generated, leaderboard
+from fmbench.records import store
 from fmbench.system import command_line
 
 PORT = 8008
@@ -27,6 +28,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.serve and arguments.check:
         parser.error("--serve and --check are two things; give one")
+    if arguments.port != PORT and not arguments.serve:
+        parser.error("--port is of --serve, which is not given")
     if not arguments.serve:
         generated.write_or_check("leaderboard", _files, arguments.results_dir, check=arguments.check)
         return
@@ -36,7 +39,10 @@ def main() -> None:
 
 
 def _files(results_dir: Path) -> dict[Path, str]:
-    return leaderboard.files(results_dir) | page.files(results_dir)
+    records = store.read_all(results_dir)
+    leaderboard.verify_accuracies(records)
+    tables = leaderboard.rows_by_condition(records)
+    return leaderboard.render(results_dir, records, tables) | page.files(results_dir, tables)
 
 
 if __name__ == "__main__":

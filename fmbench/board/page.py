@@ -31,14 +31,13 @@ Json = dict[str, Any]
 Mistake = tuple[int, int, int, int]
 
 
-def files(results_dir: Path) -> dict[Path, str]:
-    """The page, from the records of `results_dir`, whose accuracies somebody has checked.
+def files(results_dir: Path, tables: dict[Condition, list[Row]]) -> dict[Path, str]:
+    """The page; `tables` are those of `leaderboard.rows_by_condition`, of the records in `results_dir`.
 
     Raises:
-        UserError: If a record, predictions, labels or the images that are shown can't be had.
+        UserError: If predictions, labels or the images that are shown can't be had.
     """
-    records = {path: run for path, run in store.read_all(results_dir).items() if leaderboard.is_ranked(run)}
-    return {results_dir / "index.html": html(content(results_dir, leaderboard.rows_by_condition(records)))}
+    return {results_dir / "index.html": html(content(results_dir, tables))}
 
 
 def html(data: Json) -> str:
@@ -83,9 +82,10 @@ def content(results_dir: Path, tables: dict[Condition, list[Row]]) -> Json:
     entries, runs = [], []
     every_wrong, labels_of_today = [], np.zeros(0, np.uint8)
     for condition, rows in tables.items():
+        first = rows[0].runs[0]  # whose data are those of all
+        labels = leaderboard.true_labels(results_dir / "runs" / first.name, first)
         for row in rows:
             paths = [results_dir / "runs" / f"{run.name}.json" for run in row.runs]
-            labels = leaderboard.true_labels(paths[0], row.runs[0])
             predictions = np.stack(
                 [
                     store.read_predictions(run, path.with_suffix(".npy"))

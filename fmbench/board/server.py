@@ -2,6 +2,7 @@
 
 import errno
 import socketserver
+import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -38,6 +39,11 @@ class Server(socketserver.ThreadingTCPServer):
         except OSError as error:
             taken = "another program has it" if error.errno == errno.EADDRINUSE else error.strerror
             raise UserError(f"--port={port} cannot be had ({taken}); name another, or 0 for any.") from error
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a browser that goes away before it has all."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

@@ -117,15 +117,18 @@ def implausible(records: dict[Path, RunRecord]) -> dict[Path, str]:
     return plausibility.marks(records, wrong)
 
 
-def render(results_dir: Path, records: dict[Path, RunRecord]) -> dict[Path, str]:
-    """The generated files and what belongs in them.
+def render(
+    results_dir: Path, records: dict[Path, RunRecord], tables: dict[Condition, list[Row]] | None = None
+) -> dict[Path, str]:
+    """The generated files and what belongs in them; `tables`, if known, are `rows_by_condition`'s.
 
     Raises:
         UserError: If runs of different configs claim one row, or a verification is of no record.
     """
+    if tables is None:
+        tables = rows_by_condition(records)
     ranked = {path: record for path, record in records.items() if is_ranked(record)}
     others = {path: record for path, record in records.items() if proof.is_unproven(record.data_version)}
-    tables = rows_by_condition(ranked)
     checked = verified.read_all(results_dir, records)
     text = HOW_TO_READ if ranked else f"{HOW_TO_READ}\nNo records yet: `./run_all.sh quick` makes the first."
     files = {
@@ -195,7 +198,7 @@ def entries_by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list
 
 
 def rows_by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list[Row]]:
-    """As `entries_by_condition`, from best to worst, with ranks."""
+    """As `entries_by_condition`, which raises the same, from best to worst, with ranks."""
     return {condition: _ranked(entries) for condition, entries in entries_by_condition(records).items()}
 
 

@@ -13,6 +13,8 @@ from fake_records import EPOCH, LABELS, fake_dataset, make_record, publish
 from fmbench import leaderboard as command
 from fmbench.board import page
 from fmbench.data import fashion_mnist
+from fmbench.pages import leaderboard
+from fmbench.records import store
 
 HOSTILE = (
     "</script><script>alert(1)</script><!--<script> & \u2028 \u202e {{script}} 'x' \"y\" \n "
@@ -35,7 +37,8 @@ def results_dir(tmp_path):
 
 
 def render(results_dir) -> str:
-    (text,) = page.files(results_dir).values()
+    tables = leaderboard.rows_by_condition(store.read_all(results_dir))
+    (text,) = page.files(results_dir, tables).values()
     return text
 
 

@@ -71,6 +71,16 @@ def test_what_is_not_asked_for_is_refused(served):
     assert served.server_address[0] == "127.0.0.1"
 
 
+def test_a_browser_that_goes_away_is_no_news(served, capsys):
+    for error, said in ((BrokenPipeError(), ""), (ValueError("a bug"), "ValueError: a bug")):
+        try:
+            raise error
+        except type(error):
+            served.handle_error(None, ("127.0.0.1", 1))
+        err = capsys.readouterr().err
+        assert said in err and bool(err) == bool(said)
+
+
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"index\.html is missing; python -m fmbench\.leaderboard writes it"):
         Server(tmp_path / "index.html", 0)
