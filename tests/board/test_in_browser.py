@@ -71,9 +71,10 @@ def test_the_table_is_sorted_by_keyboard(page):
     assert len(sizes) == page.evaluate("data.entries.length") > 10
     page.get_by_role("button", name="entry", exact=True).click()
     assert column(page, "entry") == sorted(column(page, "entry"))
-    page.get_by_role("button", name="val. accuracy").click()
-    known = column(page, "val. accuracy, %")
-    assert "-" not in known[: known.index("-")] and set(known[known.index("-") :]) == {"-"}
+    for _ in range(2):  # what is missing comes last in both orders
+        page.get_by_role("button", name="val. accuracy").click()
+        known = column(page, "val. accuracy, %")
+        assert set(known[known.index("-") :]) == {"-"} and known[0] != "-"
 
 
 def test_the_table_is_filtered(page):
