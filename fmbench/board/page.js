@@ -264,7 +264,8 @@ function drawCosts() {
   // A mistake far below would squash the rest; only what competes decides where the picture begins.
   const least = Math.min(...(competing.length ? competing : view.entries).map((entry) => 100 * entry.test_accuracy));
   const below = view.entries.filter((entry) => 100 * entry.test_accuracy < least);
-  const drawn = view.entries.filter((entry) => !below.includes(entry) && !front.includes(entry));
+  // In the order of their cost, by which Chart.js knows where the axis begins and ends.
+  const drawn = view.entries.filter((entry) => !below.includes(entry) && !front.includes(entry)).sort((a, b) => view.cost(a) - view.cost(b));
   const dots = (entries) => ({
     data: entries.map(point), names: entries.map((entry) => entry.entry), showLine: false, pointRadius: 5, pointHoverRadius: 7,
     borderColor: blue, pointBackgroundColor: entries.map((entry) => (entry.competes ? blue : colourOf("--page"))), pointBorderWidth: 2,
@@ -295,7 +296,7 @@ function drawCosts() {
 
 // On a logarithmic axis: powers of ten, and where it is short, their doubles and quintuples.
 function tickText(value, ticks) {
-  const digit = Math.round(value / 10 ** Math.floor(Math.log10(value) + 1e-9));
+  const digit = Number((value / 10 ** Math.floor(Math.log10(value) + 1e-9)).toPrecision(3));
   const isLong = ticks.at(-1).value > 100 * ticks[0].value;
   if (!(isLong ? [1] : [1, 2, 5]).includes(digit)) return null;
   return value >= 1e6 ? value.toExponential(0).replace("e+", "e") : number(value, value < 1 ? 2 : 0);

@@ -125,6 +125,10 @@ def test_every_cost_is_drawn_and_every_entry_shown(page):
         assert front and front == sorted(set(front))
         assert page.locator("#front li").count() == len(front)
         pictures.add(drawn(page, "costs-chart"))
+        outside = """() => { const chart = charts["costs-chart"], { left, right, top, bottom } = chart.chartArea;
+            return chart.data.datasets.flatMap((_, which) => chart.getDatasetMeta(which).data)
+            .filter(({ x, y }) => !(x >= left && x <= right && y >= top && y <= bottom)).length; }"""
+        assert page.evaluate(outside) == 0
     assert len(pictures) == views
     page.locator("#front button").last.click()
     assert page.evaluate("document.activeElement.id") == "which"
