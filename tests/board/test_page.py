@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_a_record_adds_a_line_and_changes_few(results_dir):
 
 
 def test_hostile_texts_end_no_script(results_dir):
-    fields = {"config_file": f"x{HOSTILE}"}
+    fields: dict[str, Any] = {"config_file": f"x{HOSTILE}"}
     publish(make_record(config=fields, **fields, model=HOSTILE, environment={"cpu": HOSTILE}), results_dir)
     text = render(results_dir)
     assert len(scripts(text)) == text.count("<script") - page._read("chart.umd.min.js").count("<script") == 3
