@@ -217,8 +217,8 @@ def test_few_scores_are_points_and_many_have_a_box():
 def test_titles_are_in_words():
     assert drawing.in_words("mlp") == "mlp"
     assert drawing.in_words("cnn1+a.b=c+num_epochs=10") == "cnn1 with a.b=c, num_epochs=10"
-    figure = drawing.titled("Learning curves of speedrun-94 with optimizer.learning_rate=0.1 (seed 0)", 3.2, 3)
-    assert "speedrun-94" in figure.get_suptitle().split()
+    figure = drawing.titled("Learning curves of baseline-same with optimizer.learning_rate=0.1 (seed 0)", 3.2, 3)
+    assert "baseline-same" in figure.get_suptitle().split()
 
 
 def test_confusion_matrix_has_true_classes_in_rows():
