@@ -15,7 +15,7 @@ from fmbench.system import command_line
 PORT = 8008
 
 
-@command_line.plain_errors("leaderboard", "interrupted; the page is no longer served.")
+@command_line.plain_errors("leaderboard")
 def main() -> None:
     parser = command_line.Parser("leaderboard", description=__doc__)
     generated.add_flags(parser)

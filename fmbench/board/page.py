@@ -167,9 +167,10 @@ def _round(value: float | None) -> float | None:
 
 def _confusion(predictions: np.ndarray, labels: np.ndarray) -> list[list[int]]:
     """How often each true class (row) was predicted as each class (column), over all runs."""
-    counts = np.zeros((len(fashion_mnist.CLASS_NAMES), 256), int)  # predictions are bytes, in strangers' files any
+    counts = np.zeros((256, 256), int)  # for they are bytes, in strangers' files any
     np.add.at(counts, (np.broadcast_to(labels, predictions.shape), predictions), 1)
-    return counts[:, : len(counts)].tolist()
+    num_classes = len(fashion_mnist.CLASS_NAMES)
+    return counts[:num_classes, :num_classes].tolist()
 
 
 def _most_often_wrong(predictions: np.ndarray, labels: np.ndarray) -> list[Mistake]:

@@ -19,11 +19,12 @@ from fmbench.records.statistics import mean_and_std
 LEAST_ACCURACY = 85.0  # percent; below lie mistakes, which would squash the rest
 BLUE, VERMILLION = "#0072b2", "#d55e00"  # of Okabe and Ito, which the colour-blind can tell apart
 FONT_SIZE, SMALL_FONT_SIZE = 9, 7.5
+BESIDE = 5  # points from a marker to the label next to it
 # Where a label may stand: points right of and above its marker, and how it is aligned there.
 Place = tuple[float, float, str, str]
 PLACES: list[Place] = [
     (dx, dy, horizontal, vertical)
-    for distance in (5, 12, 20)
+    for distance in (BESIDE, 12, 20)
     for dx, dy, horizontal, vertical in (
         (distance, 0, "left", "center"),
         (-distance, 0, "right", "center"),
@@ -188,11 +189,13 @@ def _label(axes: Axes, points: Sequence[Point], cost: Callable[[Point], float]) 
             fontsize=SMALL_FONT_SIZE,
             parse_math=False,
             in_layout=False,  # lest the panels move when the figure is saved, and the labels' places be others
-            # To a label that stands apart; of one beside its marker nothing is left of the line.
             arrowprops={"arrowstyle": "-", "color": "grey", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5},
         )
         badness = [_badness(_move(label, place), axes.bbox, taken) for place in PLACES]
-        taken.append(_move(label, PLACES[badness.index(min(badness))]))
+        place = PLACES[badness.index(min(badness))]
+        taken.append(_move(label, place))
+        if label.arrow_patch:  # the line, of which a label beside its marker has no need
+            label.arrow_patch.set_visible(abs(place[0]) + abs(place[1]) > BESIDE)
 
 
 def _move(label: Annotation, place: Place) -> Bbox:

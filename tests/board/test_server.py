@@ -116,5 +116,5 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path):
     assert (process.returncode, out, err) == (
         130,
         "",
-        "fmbench.leaderboard: interrupted; the page is no longer served.\n",
+        "fmbench.leaderboard: interrupted.\n",
     )

@@ -151,6 +151,8 @@ def test_a_label_that_stands_apart_has_a_line_to_its_marker():
         distances, lengths = [], []
         for text in axes.texts:
             assert isinstance(text, Annotation) and text.arrow_patch
+            is_apart = sum(map(abs, text.get_position())) > pareto.BESIDE
+            assert text.arrow_patch.get_visible() == is_apart
             box, marker = Text.get_window_extent(text), axes.transData.transform(text.xy)
             distances.append(max(box.x0 - marker[0], marker[0] - box.x1, box.y0 - marker[1], marker[1] - box.y1))
             path = text.arrow_patch.get_transform().transform_path(text.arrow_patch.get_path())
