@@ -21,6 +21,7 @@ Stopped by Ctrl-C or SIGTERM, the same command goes on from there, in the middle
 import argparse
 import itertools
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from absl import logging
 from fmbench import entries
 from fmbench.errors import UserError
 from fmbench.pages import cross_validation as page
+from fmbench.pages import leaderboard
 from fmbench.records import store
 from fmbench.studies import cross_validation
 from fmbench.system import command_line, files, runtime
@@ -124,12 +126,24 @@ def _draw(rows: Sequence[page.CrossValidation], results_dir: Path) -> None:
         return
     for row in rows:
         stage_ends = list(itertools.accumulate(stage.num_epochs for stage in row.runs[0].stages))[:-1]
-        title = f"{row.entry}\n{row.setting}, {len(row.runs)} folds"
-        curves = drawing.learning_curves([run.history for run in row.runs], title, stage_ends)
+        title = f"Learning curves of {drawing.in_words(row.entry)} over {len(row.runs)} folds\n{_where(row)}"
+        folds = [f"fold {number}" for number in range(1, len(row.runs) + 1)]
+        curves = drawing.learning_curves([run.history for run in row.runs], title, stage_ends, folds)
         drawing.save(curves, results_dir / page.curves_file(row))
     if rows:
-        scores = {f"{row.entry}\n{row.setting}": row.scores for row in rows}
-        drawing.save(drawing.box_plot(scores, "Accuracy on held-out folds"), results_dir / "box_plot.png")
+        places = {_where(row) for row in rows}
+        title, scores = "Accuracy on held-out folds", {}
+        for row in rows:
+            where = textwrap.wrap(_where(row), 40) if len(places) > 1 else []
+            scores["\n".join([drawing.in_words(row.entry), *where])] = row.scores
+        if len(places) == 1:
+            title += f"\n{places.pop()}"
+        drawing.save(drawing.box_plot(scores, title), results_dir / "box_plot.png")
+
+
+def _where(row: page.CrossValidation) -> str:
+    """Seed and condition, for a title."""
+    return f"seed {row.runs[0].seed}, {leaderboard.condition_of(row.runs[0]).title}"
 
 
 def _check(results_dir: Path) -> int:

@@ -2,7 +2,7 @@
 
     python -m fmbench.figures --model=workdirs/cnn3-cpu-float32-seed0
     python -m fmbench.figures --model=workdirs/cnn3-cpu-float32-seed0 --image=shirt.png --format=svg
-    python -m fmbench.figures data
+    python -m fmbench.figures data --dark
 
 Of a run: learning curves, the confusion matrix of the test set, how often the net is right when it is how sure (a
 reliability diagram), nine right and nine wrong test images, and what every convolution returns for one image. Of
@@ -42,11 +42,14 @@ def main() -> None:
         default="0",
         help="whose activations are drawn: a number in the test set, or a file (default: 0)",
     )
+    parser.add_argument("--dark", action="store_true", help="light on black, for dark pages and slides")
     arguments = parser.parse_args()
     if (arguments.subject is None) == (arguments.model is None):
         parser.error("name a run, as in --model=workdirs/cnn3-cpu-float32-seed0, or say data")
     runtime.set_up()
     with command_line.needs_extra("figures"):
+        from matplotlib import style
+
         from fmbench.pages import drawing
     if arguments.model:
         output = arguments.output or arguments.model / "figures"
@@ -54,10 +57,11 @@ def main() -> None:
     else:
         output = arguments.output or Path("figures")
         figures = of_data(fashion_mnist.load())
-    for name, figure in tqdm(figures, desc="drawing", unit="figure", disable=None):
-        path = output / f"{name}.{arguments.format}"
-        drawing.save(figure, path)
-        tqdm.write(f"{path}")
+    with style.context("dark_background" if arguments.dark else "default"):
+        for name, figure in tqdm(figures, desc="drawing", unit="figure", disable=None):
+            path = output / f"{name}.{arguments.format}"
+            drawing.save(figure, path)
+            tqdm.write(f"{path}")
 
 
 def of_run(workdir: Path, image: str) -> Iterator[tuple[str, "Figure"]]:
@@ -77,16 +81,17 @@ def of_run(workdir: Path, image: str) -> Iterator[tuple[str, "Figure"]]:
     model, description = exported.load_model(workdir)
     class_names = dataset.class_names
     pixels, what = _choose_image(dataset, image)
-    run = f"{record.entry}, seed {record.seed}, {record.dtype}"
+    run = f"{drawing.in_words(record.entry)} (seed {record.seed}, {record.dtype})"
 
     stage_ends = list(itertools.accumulate(stage.num_epochs for stage in record.stages))[:-1]
-    yield "learning-curves", drawing.learning_curves([record.history], run, stage_ends)
+    yield "learning-curves", drawing.learning_curves([record.history], f"Learning curves of {run}", stage_ends)
 
     right = predictions == dataset.test_labels
     score = f"{right.sum():,} of {len(right):,} test images right"
+    title = f"What {run} takes the classes for\n{score}"
     yield (
         "confusion-matrix",
-        drawing.confusion_matrix(dataset.test_labels, predictions, f"{run}\n{score}", class_names),
+        drawing.confusion_matrix(dataset.test_labels, predictions, title, class_names),
     )
 
     inputs, spec = dataset.test_images, description.get("features", {})
@@ -103,7 +108,7 @@ def of_run(workdir: Path, image: str) -> Iterator[tuple[str, "Figure"]]:
             f"predicted {class_names[predictions[row]]}\ntrue {class_names[dataset.test_labels[row]]}"
             for row in chosen
         ]
-        title = f"{run}\nthe first {len(chosen)} {name} test images"
+        title = f"The first {len(chosen)} test images that {run} gets {name}"
         yield name, drawing.image_grid(dataset.test_images[chosen], captions, title, columns=3, inches=1.7)
 
     images = input_pipeline.normalize(pixels.reshape(1, 784), description["normalization"])
@@ -111,7 +116,7 @@ def of_run(workdir: Path, image: str) -> Iterator[tuple[str, "Figure"]]:
         shape = " x ".join(map(str, maps.shape[1:]))
         yield (
             f"activations-{layer}",
-            drawing.activation_maps(pixels, maps[0], f"{run}\n{layer} ({shape}) of {what}"),
+            drawing.activation_maps(pixels, maps[0], f"What {layer} ({shape}) of {run} makes of {what}"),
         )
 
 
@@ -123,11 +128,11 @@ def of_data(dataset: fashion_mnist.Dataset) -> Iterator[tuple[str, "Figure"]]:
     names = [class_names[label] for label in labels[:225]]
     yield (
         "first-9",
-        drawing.image_grid(images[:9], names[:9], "the first nine train images", columns=3, inches=1.7),
+        drawing.image_grid(images[:9], names[:9], "The first nine train images", columns=3, inches=1.7),
     )
     yield (
         "first-225",
-        drawing.image_grid(images[:225], names, "the first 225 train images", columns=15, inches=0.9),
+        drawing.image_grid(images[:225], names, "The first 225 train images", columns=15, inches=0.9),
     )
 
     counts = np.bincount(labels, minlength=len(class_names))
@@ -135,7 +140,7 @@ def of_data(dataset: fashion_mnist.Dataset) -> Iterator[tuple[str, "Figure"]]:
     captions = [f"{name}\n{count:,} images" for name, count in zip(class_names, counts, strict=True)]
     yield (
         "class-means",
-        drawing.image_grid(means, captions, "the mean train image of each class", columns=5, inches=1.4),
+        drawing.image_grid(means, captions, "The mean train image of each class", columns=5, inches=1.4),
     )
 
 

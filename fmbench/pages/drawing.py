@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fmbench.errors import UserError
@@ -31,6 +32,10 @@ LINES = (
     ("#56b4e9", (0, (1, 3)), "x"),
 )
 WATCHED = {"val": "validation", "test": "test", "": "not watched"}
+# Of Okabe and Ito, which the colour-blind can tell apart; the first two are not those of a single run's curves.
+RUNS = ("#009e73", "#cc79a7", "#0072b2", "#e69f00", "#56b4e9", "#d55e00", "#999999")
+MARKERS = ("o", "s", "^", "D")  # where there are more runs than colours
+LEAST_FOR_A_BOX = 10  # scores; fewer have no quartiles to speak of
 MOST_MAPS, MAPS_PER_ROW = 64, 8
 
 
@@ -63,58 +68,58 @@ def save(figure: Figure, path: Path) -> None:
 def titled(title: str, width: float, height: float) -> Figure:
     """An empty figure of `width` x `height` inches below its title, whose lines are wrapped at the width."""
     characters = int(9 * width)  # of 12 points
-    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, characters)]
+    lines = [
+        part for line in title.splitlines() for part in textwrap.wrap(line, characters, break_on_hyphens=False)
+    ]
     figure = Figure(figsize=(width, height + 0.25 * (len(lines) + 1)), layout="constrained")
     figure.suptitle("\n".join(lines), parse_math=False)  # a file may be called $.png
     return figure
 
 
+def in_words(entry: str) -> str:
+    """An entry for a title: 'cnn1 with num_epochs=10, optimizer.learning_rate=0.1'."""
+    return entry.replace("+", " with ", 1).replace("+", ", ")
+
+
 def learning_curves(
-    histories: Sequence[Sequence[schema.Epoch]], title: str, stage_ends: Sequence[int] = ()
+    histories: Sequence[Sequence[schema.Epoch]],
+    title: str,
+    stage_ends: Sequence[int] = (),
+    names: Sequence[str] = (),
 ) -> Figure:
-    """Loss above, accuracy below, over epochs: train blue, held-out orange, all runs in the same axes.
+    """Loss above, accuracy below, over epochs, all runs in the same axes; bars, if no run has a second epoch.
+
+    A single run's train curve is blue and its held-out one orange. Of several, each run has a colour, and train is
+    dashed.
 
     Args:
         histories: One run's epochs each. Held-out is validation or, where the run watched that, test.
         title: Above the figure.
         stage_ends: Epochs after which another stage began, marked by vertical lines.
+        names: What the runs are called, if they are several; run 1, run 2, ... if nothing is said.
     """
+    watched = "test" if any(epoch.test_loss is not None for epoch in itertools.chain(*histories)) else "val"
+    splits = {"train": "train", watched: "held out (test)" if watched == "test" else "held out (validation)"}
+    names = names or [f"run {number}" for number in range(1, len(histories) + 1)]
     figure = titled(title, 7, 6)
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    watched = "test" if any(epoch.test_loss is not None for epoch in itertools.chain(*histories)) else "validation"
-    for history in histories:
-        epochs = [epoch.epoch for epoch in history]
-        held_out = [
-            (epoch.test_loss, epoch.test_accuracy) if watched == "test" else (epoch.val_loss, epoch.val_accuracy)
-            for epoch in history
-        ]
-        curves = [
-            (upper, TRAIN, [epoch.train_loss for epoch in history]),
-            (lower, TRAIN, [epoch.train_accuracy * 100 for epoch in history]),
-            (upper, HELD_OUT, [math.nan if loss is None else loss for loss, _ in held_out]),
-            (lower, HELD_OUT, [math.nan if accuracy is None else accuracy * 100 for _, accuracy in held_out]),
-        ]
-        for axes, colour, values in curves:
-            if not np.isnan(values).all():
-                # A marker, because a line through a single epoch is invisible.
-                axes.plot(epochs, values, color=colour, marker="o", markersize=2.5, linewidth=1.2, alpha=0.8)
-    for axes, quantity in ((upper, "loss (cross-entropy)"), (lower, "accuracy (%)")):
-        axes.set_ylabel(quantity)
+    draw = _curves if any(len(history) > 1 for history in histories) else _bars
+    for axes, quantity in zip(figure.subplots(2, 1, sharex=True), ("loss", "accuracy"), strict=True):
+        values = [{split: _values(history, f"{split}_{quantity}") for split in splits} for history in histories]
+        draw(axes, values, splits, names)
+        axes.set_ylabel("loss (cross-entropy)" if quantity == "loss" else "accuracy (%)")
         axes.grid(alpha=0.3)
-        for epoch in stage_ends:
+        axes.set_axisbelow(True)
+        for epoch in stage_ends if draw is _curves else ():
             axes.axvline(epoch, color="grey", linestyle="--", linewidth=1)
-    lower.set_xlabel("epoch" + (" (dashed: a stage ends)" if stage_ends else ""))
-    lower.set_xlim(0.5, max((len(history) for history in histories), default=1) + 0.5)
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    # One entry each, however many runs there are.
-    entries = {line.get_color(): line for line in upper.lines if line.get_color() in (TRAIN, HELD_OUT)}
-    names = {TRAIN: "train", HELD_OUT: f"held out ({watched})"}
-    figure.legend(
-        entries.values(),
-        [names[colour] for colour in entries],
-        loc="outside lower center",
-        ncols=len(entries) or 1,
-    )
+    if draw is _curves:
+        axes.set_xlabel("epoch" + (" (dashed grey: a stage ends)" if stage_ends else ""))
+        axes.set_xlim(0.5, max(map(len, histories)) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        entries = _legend(axes)
+        figure.legend(*entries, loc="outside lower center", ncols=min(len(entries[0]), 4))
+    else:
+        several = f", a bar each for {names[0]} to {names[-1]}" if len(histories) > 1 else ""
+        axes.set_xlabel(f"after the only epoch{several}")
     return figure
 
 
@@ -207,30 +212,90 @@ def _over_seeds(
     return np.array(numbers), np.array([mean for mean, _ in pairs]), np.array([std or 0.0 for _, std in pairs])
 
 
+def _values(history: Sequence[schema.Epoch], field: str) -> np.ndarray:
+    """A curve, NaN where nothing was watched; accuracies in percent."""
+    values = [getattr(epoch, field) for epoch in history]
+    scale = 100 if field.endswith("accuracy") else 1
+    return np.array([math.nan if value is None else scale * value for value in values])
+
+
+def _curves(
+    axes: Axes, values: Sequence[Mapping[str, np.ndarray]], splits: Mapping[str, str], names: Sequence[str]
+) -> None:
+    several = len(values) > 1
+    for number, of_run in enumerate(values):
+        for split, curve in of_run.items():
+            if np.isnan(curve).all():
+                continue
+            is_train = split == "train"
+            axes.plot(
+                np.arange(1, len(curve) + 1),
+                curve,
+                color=RUNS[number % len(RUNS)] if several else TRAIN if is_train else HELD_OUT,
+                linestyle="--" if several and is_train else "-",
+                marker=MARKERS[number // len(RUNS) % len(MARKERS)],
+                markersize=2.5,
+                linewidth=0.9 if several and is_train else 1.4,
+                label=f"{names[number]}, {splits[split]}" if several else splits[split],
+            )
+
+
+def _legend(axes: Axes) -> tuple[list[Line2D], list[str]]:
+    """Of several runs one entry for each, by its held-out curve if it has one, and one for the dashes."""
+    curves = {str(line.get_label()): line for line in axes.lines if not str(line.get_label()).startswith("_")}
+    if any(line.get_linestyle() == "--" for line in curves.values()):
+        by_run = {label.partition(", ")[0]: line for label, line in curves.items()}
+        held_out = {label.partition(", ")[2] for label in curves} - {"train"}
+        dashed = Line2D([], [], color="grey", linestyle="--")
+        solid = {name: Line2D([], [], color="grey") for name in held_out}
+        curves = by_run | {"train": dashed} | solid
+    return list(curves.values()), list(curves)
+
+
+def _bars(
+    axes: Axes, values: Sequence[Mapping[str, np.ndarray]], splits: Mapping[str, str], names: Sequence[str]
+) -> None:
+    """A curve through one epoch would be a dot: bars from zero, with their numbers."""
+    known = [split for split in splits if any(not np.isnan(of_run[split]).all() for of_run in values)]
+    width = 0.7 / max(1, len(values))
+    for place, split in enumerate(known):
+        for number, of_run in enumerate(values):
+            x = place + (number - (len(values) - 1) / 2) * width
+            bar = axes.bar(x, of_run[split], 0.9 * width, color=TRAIN if split == "train" else HELD_OUT)
+            axes.bar_label(bar, fmt="%.3g" if len(values) > 4 else "%.4g", fontsize=9 if len(values) < 5 else 7)
+    axes.set_xticks(range(len(known)), [splits[split] for split in known])
+    axes.set_xlim(-0.6, max(1, len(known)) - 0.4)
+    axes.margins(y=0.15)
+
+
 def box_plot(scores: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """A box with whiskers for each name's scores, and the single scores as dots.
+    """Each name's scores as points with their mean; from ten scores on with a box and whiskers, too.
 
     Args:
-        scores: Accuracies in [0, 1] by name; drawn in percent.
+        scores: Accuracies in [0, 1] by name, whose lines stay as they are; drawn in percent.
         title: Above the figure.
     """
-    names = [f"{textwrap.fill(name, 30)}\nn = {len(values)}" for name, values in scores.items()]
+    names = [f"{name}\nn = {len(values)}" for name, values in scores.items()]
     text_lines = sum(name.count("\n") + 2 for name in names)
     figure = titled(title, 8, 0.8 + 0.2 * text_lines)
     axes = figure.subplots()
-    percents = [np.asarray(values) * 100 for values in scores.values()]
-    axes.boxplot(
-        percents,
-        orientation="horizontal",
-        tick_labels=names,
-        widths=0.5,
-        showfliers=False,  # all scores are drawn below
-        medianprops={"color": "black"},
-    )
-    for position, values in enumerate(percents, start=1):
-        axes.plot(values, np.full(len(values), position), "o", color=HELD_OUT, markersize=5, alpha=0.6)
-    axes.invert_yaxis()  # the first name on top
-    axes.set_xlabel("accuracy (%)")
+    for position, values in enumerate(scores.values(), start=1):
+        percents = np.asarray(values) * 100
+        if len(values) >= LEAST_FOR_A_BOX:
+            axes.boxplot(
+                [percents],
+                positions=[position],
+                orientation="horizontal",
+                widths=0.5,
+                showfliers=False,  # all scores are drawn below
+                medianprops={"color": "grey"},
+            )
+        axes.plot(percents, np.full(len(values), position), "o", color=HELD_OUT, markersize=6, alpha=0.6)
+        mean = percents.mean() if len(values) else math.nan
+        axes.plot(mean, position, "|", color=matplotlib.rcParams["text.color"], markersize=18, markeredgewidth=1.5)
+    axes.set_yticks(range(1, len(names) + 1), names, parse_math=False)
+    axes.set_ylim(len(names) + 0.5, 0.5)  # the first name on top
+    axes.set_xlabel("accuracy (%); the stroke is the mean")
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -318,7 +383,9 @@ def image_grid(images: np.ndarray, captions: Sequence[str], title: str, *, colum
 
 
 def activation_maps(image: np.ndarray, maps: np.ndarray, title: str) -> Figure:
-    """An image beside what a convolution made of it, a picture for each channel, all on one scale of colours.
+    """An image beside what a convolution made of it, a picture for each channel, all on one scale.
+
+    The colours are white at 0, so that what a map adds and what it takes away are told apart.
 
     Args:
         image: Grey levels from 0 to 255, (28, 28).
@@ -328,11 +395,13 @@ def activation_maps(image: np.ndarray, maps: np.ndarray, title: str) -> Figure:
     channels = maps.shape[2]
     shown = min(channels, MOST_MAPS)
     rows = math.ceil(shown / MAPS_PER_ROW)
-    figure = titled(title, 9.5, 0.7 + 0.85 * rows)
-    left, right = figure.subplots(1, 2, width_ratios=[1, 5])
+    columns = min(shown, MAPS_PER_ROW)
+    figure = titled(title, 4.5 + 0.625 * columns, 0.7 + 0.85 * rows)
+    left, right = figure.subplots(1, 2, width_ratios=[1, 5 * columns / MAPS_PER_ROW])
     left.imshow(image, cmap="gray", vmin=0, vmax=255)
     left.set_title("image", fontsize=9)
-    drawn = right.imshow(_mosaic(maps[:, :, :shown]), cmap="viridis")
+    most = float(np.abs(maps[:, :, :shown]).max()) or 1.0
+    drawn = right.imshow(_mosaic(maps[:, :, :shown]), cmap="RdBu_r", vmin=-most, vmax=most)
     right.set_title(f"maps 1 to {shown} of {channels}, row by row", fontsize=9)
     figure.colorbar(drawn, ax=right, label="activation")
     left.set_axis_off()
@@ -341,11 +410,11 @@ def activation_maps(image: np.ndarray, maps: np.ndarray, title: str) -> Figure:
 
 
 def _mosaic(maps: np.ndarray) -> np.ndarray:
-    """(height, width, channels) -> one picture, eight maps a row, with NaN, which is drawn as nothing, between."""
+    """(height, width, channels) -> one picture, at most eight maps a row, with NaN, drawn as nothing, between."""
     height, width, channels = maps.shape
     gap = max(1, width // 14)
-    rows = math.ceil(channels / MAPS_PER_ROW)
-    picture = np.full((rows * (height + gap) - gap, MAPS_PER_ROW * (width + gap) - gap), np.nan)
+    rows, columns = math.ceil(channels / MAPS_PER_ROW), min(channels, MAPS_PER_ROW)
+    picture = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan)
     for channel in range(channels):
         row, column = divmod(channel, MAPS_PER_ROW)
         top, left = row * (height + gap), column * (width + gap)

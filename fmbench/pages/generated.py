@@ -57,10 +57,14 @@ def write_or_check(
 
 def text(value: str) -> str:
     """A record's text as Markdown that shows it: in one line, without markup, HTML, mathematics or links."""
-    line = "".join(character if character.isprintable() else " " for character in value)
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace("@", "&#64;")
+    line = one_line(value).replace("&", "&amp;").replace("<", "&lt;").replace("@", "&#64;")
     line = re.sub(r"[\\`*|\[\]~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", line)
     return re.sub(r"(?i)(?<=www)\.", "&#46;", line.replace("://", "&#58;//"))
+
+
+def one_line(value: str) -> str:
+    """A record's text without line ends and whatever else cannot be seen."""
+    return "".join(character if character.isprintable() else " " for character in value)
 
 
 def link(name: str, config_file: str, prefix: str) -> str:

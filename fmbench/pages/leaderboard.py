@@ -100,7 +100,7 @@ def verify_accuracies(records: dict[Path, RunRecord]) -> None:
     plausibility.refuse_contradictions(records)
     for path, record in records.items():
         if record.status == "completed":
-            labels = _labels(path, record)
+            labels = true_labels(path, record)
             correct = store.read_predictions(record, path.with_suffix(".npy")) == labels
             recomputed: dict[str, Any] = {
                 "test_accuracy": correct.mean(),
@@ -121,20 +121,23 @@ def implausible(records: dict[Path, RunRecord]) -> dict[Path, str]:
     for path, record in records.items():
         if record.status == "completed":
             sha256 = record.data_sha256["t10k-labels"]
-            labels[sha256] = labels[sha256] if sha256 in labels else _labels(path, record)
+            labels[sha256] = labels[sha256] if sha256 in labels else true_labels(path, record)
             wrong[path] = store.read_predictions(record, path.with_suffix(".npy")) != labels[sha256]
     return plausibility.marks(records, wrong)
 
 
-def render(results_dir: Path, records: dict[Path, RunRecord]) -> dict[Path, str]:
-    """The generated files and what belongs in them.
+def render(
+    results_dir: Path, records: dict[Path, RunRecord], tables: dict[Condition, list[Row]] | None = None
+) -> dict[Path, str]:
+    """The generated files and what belongs in them; `tables`, if known, are `rows_by_condition`'s.
 
     Raises:
         UserError: If runs of different configs claim one row, or a verification is of no record.
     """
+    if tables is None:
+        tables = rows_by_condition(records)
     ranked = {path: record for path, record in records.items() if is_ranked(record)}
     others = {path: record for path, record in records.items() if proof.is_unproven(record.data_version)}
-    tables = {condition: _ranked(entries) for condition, entries in entries_by_condition(ranked).items()}
     checked = verified.read_all(results_dir, records)
     text = HOW_TO_READ if ranked else f"{HOW_TO_READ}\nNo records yet: `./run_all.sh quick` makes the first."
     files = {
@@ -204,6 +207,11 @@ def entries_by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list
     return _by_condition({path: record for path, record in records.items() if is_ranked(record)})
 
 
+def rows_by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list[Row]]:
+    """As `entries_by_condition`, which raises the same, from best to worst, with ranks."""
+    return {condition: _ranked(entries) for condition, entries in entries_by_condition(records).items()}
+
+
 def _by_condition(records: dict[Path, RunRecord]) -> dict[Condition, list[dict[Path, RunRecord]]]:
     marked = implausible(records)
     counted = {
@@ -265,7 +273,10 @@ def correct(runs: dict[Path, RunRecord]) -> np.ndarray:
         UserError: If predictions or labels can't be had.
     """
     return np.stack(
-        [store.read_predictions(run, path.with_suffix(".npy")) == _labels(path, run) for path, run in runs.items()]
+        [
+            store.read_predictions(run, path.with_suffix(".npy")) == true_labels(path, run)
+            for path, run in runs.items()
+        ]
     )
 
 
@@ -275,7 +286,7 @@ def _measured(run: RunRecord) -> dict[str, Any]:
     return config.complete(run.config) | place | {"seed": None, "num_params": run.num_params}
 
 
-def _labels(path: Path, record: RunRecord) -> np.ndarray:
+def true_labels(path: Path, record: RunRecord) -> np.ndarray:
     """The true test labels of the record's data; `path` is the record's, <results_dir>/runs/<name>.json."""
     if store.has_own_labels(record):
         return store.read_labels(record, path.parents[1])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from fmbench.records.schema import RunRecord
@@ -20,11 +20,12 @@ from fmbench.records.statistics import mean_and_std
 LEAST_ACCURACY = 85.0  # percent; below lie mistakes, which would squash the rest
 BLUE, VERMILLION = "#0072b2", "#d55e00"  # of Okabe and Ito, which the colour-blind can tell apart
 FONT_SIZE, SMALL_FONT_SIZE = 9, 7.5
+BESIDE = 5  # points from a marker to the label next to it
 # Where a label may stand: points right of and above its marker, and how it is aligned there.
 Place = tuple[float, float, str, str]
 PLACES: list[Place] = [
     (dx, dy, horizontal, vertical)
-    for distance in (5, 12, 20)
+    for distance in (BESIDE, 12, 20)
     for dx, dy, horizontal, vertical in (
         (distance, 0, "left", "center"),
         (-distance, 0, "right", "center"),
@@ -202,17 +203,24 @@ def _label(axes: Axes, points: Sequence[Point], cost: Callable[[Point], float]) 
             textcoords="offset points",
             fontsize=SMALL_FONT_SIZE,
             parse_math=False,
+            in_layout=False,  # lest the panels move when the figure is saved, and the labels' places be others
+            arrowprops={"arrowstyle": "-", "color": "grey", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5},
         )
         badness = [_badness(_move(label, place), axes.bbox, taken) for place in PLACES]
-        taken.append(_move(label, PLACES[badness.index(min(badness))]))
+        place = PLACES[badness.index(min(badness))]
+        taken.append(_move(label, place))
+        if label.arrow_patch:  # the line, of which a label beside its marker has no need
+            label.arrow_patch.set_visible(abs(place[0]) + abs(place[1]) > BESIDE)
 
 
 def _move(label: Annotation, place: Place) -> Bbox:
     """Puts the label there and returns what it covers, in pixels."""
     label.set(position=place[:2], horizontalalignment=place[2], verticalalignment=place[3])
-    return label.get_window_extent()
+    label.get_window_extent()  # puts the text in its place, and counts the line to the marker, too
+    return Text.get_window_extent(label)
 
 
 def _badness(box: Bbox, panel: Bbox, taken: Sequence[Bbox]) -> int:
-    is_inside = panel.contains(box.x0, box.y0) and panel.contains(box.x1, box.y1)
+    margin = 0.05 * box.width  # texts are wider at other resolutions than the one they are measured at
+    is_inside = panel.contains(box.x0 - margin, box.y0) and panel.contains(box.x1 + margin, box.y1)
     return box.count_overlaps(taken) + (0 if is_inside else len(taken))

@@ -217,7 +217,7 @@ def test_an_entry_is_not_compared_with_itself(run):
     ],
 )
 def test_of_several_conditions_one_must_be_chosen(results_dir, run, monkeypatch, other, flag):
-    monkeypatch.setattr(command.leaderboard, "_labels", lambda path, record: fake_dataset().test_labels)
+    monkeypatch.setattr(command.leaderboard, "true_labels", lambda path, record: fake_dataset().test_labels)
     publish_all(results_dir, **other)
     said = refused(run("good", "bad_one"))
     assert f"(2 cores), float32, data of {VERSION}" in said

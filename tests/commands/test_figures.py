@@ -1,10 +1,12 @@
 """What the figures show, and that it can be read."""
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import PIL.Image
 import pytest
@@ -138,17 +140,46 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
 # Single figures.
 
 
-def test_learning_curves_of_several_runs():
-    figure = drawing.learning_curves([epochs(4.0, 3.0, 2.0), epochs(5.0, 1.0)], "two runs", stage_ends=[2])
+def test_learning_curves_of_one_run():
+    figure = drawing.learning_curves([epochs(4.0, 3.0, 2.0)], "a run", stage_ends=[2])
     loss, accuracy = figure.axes
-    assert lines(loss, "tab:blue") == [([1, 2, 3], [4, 3, 2]), ([1, 2], [5, 1])]
-    assert lines(loss, "tab:orange") == [([1, 2, 3], [4.1, 3.1, 2.1]), ([1, 2], [5.1, 1.1])]
-    assert lines(accuracy, "tab:blue") == [([1, 2, 3], [40, 30, 20]), ([1, 2], [50, 10])]
-    assert lines(accuracy, "tab:orange") == [([1, 2, 3], [20, 15, 10]), ([1, 2], [25, 5])]
+    assert lines(loss, drawing.TRAIN) == [([1, 2, 3], [4, 3, 2])]
+    assert lines(loss, drawing.HELD_OUT) == [([1, 2, 3], [4.1, 3.1, 2.1])]
+    assert lines(accuracy, drawing.TRAIN) == [([1, 2, 3], [40, 30, 20])]
+    assert lines(accuracy, drawing.HELD_OUT) == [([1, 2, 3], [20, 15, 10])]
     assert lines(loss, "grey") == lines(accuracy, "grey") == [([2, 2], [0, 1])]
     assert legend_of(figure) == ["train", "held out (validation)"]
-    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("epoch (dashed: a stage ends)", "accuracy (%)")
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("epoch (dashed grey: a stage ends)", "accuracy (%)")
     assert loss.get_position().y0 > accuracy.get_position().y0
+
+
+def test_several_runs_are_told_apart():
+    histories = [epochs(4.0, 3.0, 2.0), epochs(5.0, 1.0)]
+    figure = drawing.learning_curves(histories, "folds", names=["fold 1", "fold 2"])
+    for colour, train, held_out in (
+        (drawing.RUNS[0], ([1, 2, 3], [4, 3, 2]), ([1, 2, 3], [4.1, 3.1, 2.1])),
+        (drawing.RUNS[1], ([1, 2], [5, 1]), ([1, 2], [5.1, 1.1])),
+    ):
+        assert lines(figure.axes[0], colour) == [train, held_out]
+        assert [line.get_linestyle() for line in figure.axes[0].lines if line.get_color() == colour] == ["--", "-"]
+    assert legend_of(figure) == ["fold 1", "fold 2", "train", "held out (validation)"]
+    looks = [
+        (line.get_color(), line.get_marker(), line.get_linestyle())
+        for line in drawing.learning_curves([epochs(2.0, 1.0)] * 20, "many").axes[0].lines
+    ]
+    assert len(set(looks)) == len(looks) == 40
+
+
+def test_a_single_epoch_makes_bars_with_numbers():
+    for histories in ([epochs(4.0)], [epochs(4.0), epochs(5.0)]):
+        loss, accuracy = drawing.learning_curves(histories, "short", stage_ends=[1]).axes
+        bars = [bar for container in accuracy.containers for bar in container]
+        assert [round(bar.get_height(), 9) for bar in bars] == [40, 50, 20, 25][:: 3 - len(histories)]
+        assert [text.get_text() for text in loss.texts] == ["4", "5", "4.1", "5.1"][:: 3 - len(histories)]
+        assert [label.get_text() for label in accuracy.get_xticklabels()] == ["train", "held out (validation)"]
+        assert all(bar.get_y() == 0 for bar in bars) and not accuracy.lines
+        spans = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)
+        assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(spans))
 
 
 @pytest.mark.parametrize(
@@ -160,24 +191,34 @@ def test_learning_curves_say_what_was_watched(prefix, legend):
     assert [len(axes.lines) for axes in figure.axes] == [len(legend)] * 2
 
 
-def test_epochs_are_whole_numbers_even_if_there_is_only_one():
-    figure = drawing.learning_curves([epochs(4.0)], "run")
+def test_epochs_are_whole_numbers():
+    figure = drawing.learning_curves([epochs(4.0, 3.0)], "run")
     FigureCanvasAgg(figure).draw()
     left, right = figure.axes[1].get_xlim()
-    assert [tick for tick in figure.axes[1].get_xticks() if left <= tick <= right] == [1]
+    assert [tick for tick in figure.axes[1].get_xticks() if left <= tick <= right] == [1, 2]
 
 
-def test_box_plot_has_every_score_in_percent():
-    scores = {"baseline": [0.9, 0.91, 0.95], "a-name-that-is-longer-than-thirty-characters": [0.5, 0.6]}
+def test_few_scores_are_points_and_many_have_a_box():
+    many = [0.5 + 0.01 * number for number in range(drawing.LEAST_FOR_A_BOX)]
+    scores = {"cnn1 with\nsome-name=that-is-longer-than-thirty-characters": [0.9, 0.91, 0.95], "many": many}
     axes = drawing.box_plot(scores, "scores").axes[0]
-    assert lines(axes, drawing.HELD_OUT) == [([90, 91, 95], [1, 1, 1]), ([50, 60], [2, 2])]
+    points = [([90, 91, 95], [1, 1, 1]), (np.round(100 * np.array(many), 9).tolist(), [2] * len(many))]
+    assert lines(axes, drawing.HELD_OUT) == points
+    means = [([92], [1]), ([54.5], [2])]
+    assert [line for line in lines(axes, matplotlib.rcParams["text.color"]) if len(line[0]) == 1] == means
+    medians = lines(axes, "grey")  # a line up through the box, and there is one box
+    assert [median[0] for median in medians] == [[54.5, 54.5]]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names[0] == "baseline\nn = 3"
-    assert names[1].replace("\n", "") == "a-name-that-is-longer-than-thirty-charactersn = 2"
+    assert names == [f"{name}\nn = {len(values)}" for name, values in scores.items()]  # no word is broken
     assert axes.yaxis_inverted()
-    # The median is a line up through the box.
-    assert [91, 91] in [x for x, _ in lines(axes, "black")]
-    assert axes.get_xlabel() == "accuracy (%)"
+    assert axes.get_xlabel() == "accuracy (%); the stroke is the mean"
+
+
+def test_titles_are_in_words():
+    assert drawing.in_words("mlp") == "mlp"
+    assert drawing.in_words("cnn1+a.b=c+num_epochs=10") == "cnn1 with a.b=c, num_epochs=10"
+    figure = drawing.titled("Learning curves of baseline-same with optimizer.learning_rate=0.1 (seed 0)", 3.2, 3)
+    assert "baseline-same" in figure.get_suptitle().split()
 
 
 def test_confusion_matrix_has_true_classes_in_rows():
@@ -234,6 +275,8 @@ def test_a_grid_may_be_empty(tmp_path):
 def test_activation_maps_stand_eight_in_a_row():
     maps = np.arange(70) + np.zeros((14, 12, 1))
     image, shown, _ = drawing.activation_maps(np.zeros((28, 28), np.uint8), maps, "layer").axes
+    assert shown.images[0].get_clim() == (-63, 63)  # 0 is in the middle, which is white
+    assert np.allclose(shown.images[0].get_cmap()(0.5)[:3], 0.97, atol=0.01)
     assert shown.get_title() == "maps 1 to 64 of 70, row by row"
     mosaic = picture(shown)
     assert mosaic.shape == (8 * 15 - 1, 8 * 13 - 1)
@@ -243,6 +286,14 @@ def test_activation_maps_stand_eight_in_a_row():
     assert mosaic.mask[:, 12].all()
     assert mosaic.mask.sum() == mosaic.size - 64 * 14 * 12
     assert picture(image).shape == (28, 28)
+
+
+def test_few_maps_leave_no_room_beside_them():
+    for value, most in ((-2.0, 2), (0.0, 1)):
+        maps = np.full((14, 12, 3), value)
+        _, shown, _ = drawing.activation_maps(np.zeros((28, 28), np.uint8), maps, "layer").axes
+        assert picture(shown).shape == (14, 3 * 13 - 1)
+        assert shown.images[0].get_clim() == (-most, most)
 
 
 # A run, and the data.
@@ -257,6 +308,16 @@ def test_a_run_is_drawn_from_its_record_predictions_and_model(workdir, sample, m
     assert out.splitlines() == [str(path) for path in paths]
     for path in paths:
         PIL.Image.open(path).verify()
+        with PIL.Image.open(path) as image:
+            assert image.convert("L").getpixel((0, 0)) == 255
+
+
+def test_dark_figures_are_light_on_black(sample, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fashion_mnist, "load", lambda: sample)
+    assert run_main(monkeypatch, capsys, "data", "--dark", f"--output={tmp_path}")[0] == 0
+    with PIL.Image.open(tmp_path / "first-9.png") as image:
+        grey = np.asarray(image.convert("L"))
+    assert (grey[0, 0], grey[:40].max()) == (0, 255)  # the paper, and the title
 
 
 def test_right_and_wrong_images_carry_both_classes(workdir, sample):
@@ -284,7 +345,7 @@ def test_activations_are_those_of_the_chosen_image(workdir, sample, as_file, tmp
         PIL.Image.fromarray(sample.test_images[17]).save(image)
     drawn = dict(figures.of_run(workdir, image))["activations-conv2"]
     what = "seventeen.png" if as_file else f"test image 17, {CLASS_NAMES[sample.test_labels[17]]}"
-    assert drawn.get_suptitle().endswith(f"conv2 (11 x 11 x 64) of {what}")
+    assert drawn.get_suptitle() == f"What conv2 (11 x 11 x 64) of cnn3 (seed 0, float32) makes of {what}"
     left, right, _ = drawn.axes
     np.testing.assert_array_equal(picture(left), sample.test_images[17])
     model: Any = exported.load_model(workdir)[0]

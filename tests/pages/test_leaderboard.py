@@ -212,7 +212,7 @@ def test_a_run_of_several_conditions_is_in_no_table(results_dir, run):
 )
 def test_runs_under_other_conditions_stand_in_another_table(results_dir, run, monkeypatch, other):
     if "data_version" in other:
-        monkeypatch.setattr(leaderboard, "_labels", lambda path, record: fake_dataset().test_labels)
+        monkeypatch.setattr(leaderboard, "true_labels", lambda path, record: fake_dataset().test_labels)
     publish(make_record("a", wrong=0), results_dir, wrong=0)
     publish(make_record("b", wrong=100, **other), results_dir, wrong=100)
     assert run()[0] == 0
@@ -596,7 +596,7 @@ def test_a_file_that_cannot_be_written_is_one_line(results_dir, run):
 
 def test_the_command_works_in_a_terminal_that_knows_only_ascii(results_dir):
     publish(make_unfinished("diverged"), results_dir)  # for which no labels are needed
-    for path, text in leaderboard.render(results_dir, store.read_all(results_dir)).items():
+    for path, text in command._files(results_dir).items():
         path.write_bytes(text.encode())
     process = subprocess.run(
         [sys.executable, "-m", "fmbench.leaderboard", f"--results_dir={results_dir}", "--check"],

@@ -6,9 +6,11 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_records import make_record, make_unfinished, publish
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 
 from fmbench import pareto as command
 from fmbench.pages import pareto
@@ -145,9 +147,29 @@ def test_what_does_not_compete_is_hollow_and_spread_is_a_bar():
 def test_labels_of_close_points_neither_overlap_nor_leave_the_panel():
     close = [point(f"entry-{number}", 90 + 0.05 * number, 10 + number) for number in range(6)]
     for axes in pareto.draw({TITLE: [*close, point("far+its_name_is_long=1", 88.0, 1000.0, 9)]}, 0).axes:
-        boxes = [text.get_window_extent() for text in axes.texts]
+        boxes = [Text.get_window_extent(text) for text in axes.texts]  # without lines to markers
         assert [box.count_overlaps(boxes) for box in boxes] == [1] * 7  # itself
         assert all(axes.bbox.contains(x, y) for box in boxes for x, y in box.corners())
+
+
+def test_a_label_that_stands_apart_has_a_line_to_its_marker():
+    crowd = [point(f"a-name-of-some-length-{number}", 90 + 0.001 * number, 10.0) for number in range(12)]
+    crowd.append(point("elsewhere", 94.0, 100.0, 9))
+    figure = pareto.draw({TITLE: crowd}, 0)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        distances, lengths = [], []
+        for text in axes.texts:
+            assert isinstance(text, Annotation) and text.arrow_patch
+            is_apart = sum(map(abs, text.get_position())) > pareto.BESIDE
+            assert text.arrow_patch.get_visible() == is_apart
+            box, marker = Text.get_window_extent(text), axes.transData.transform(text.xy)
+            distances.append(max(box.x0 - marker[0], marker[0] - box.x1, box.y0 - marker[1], marker[1] - box.y1))
+            path = text.arrow_patch.get_transform().transform_path(text.arrow_patch.get_path())
+            lengths.append(np.hypot(*path.get_extents().size))
+        assert max(distances) > 15  # pixels; else there is nothing to see here
+        for distance, length in zip(distances, lengths, strict=True):
+            assert length > distance - 12  # of which the marker and the text cover some
 
 
 @pytest.mark.parametrize("points", [[point("bug", 50.0, 5.0)], [point("one", 90.0, 5.0)]])

@@ -1,0 +1,1 @@
+"""The results as a page for a browser, and its loopback server."""
