@@ -44,9 +44,10 @@ class Range(NamedTuple):
         Raises:
             UserError: If there are none.
         """
-        kind, distribution = (int, IntDistribution) if of_whole_numbers else (float, FloatDistribution)
         try:
-            return distribution(kind(self.low), kind(self.high), log=self.log)
+            if of_whole_numbers:
+                return IntDistribution(int(self.low), int(self.high), log=self.log)
+            return FloatDistribution(float(self.low), float(self.high), log=self.log)
         except ValueError as error:
             raise UserError(f"'{key}={self.low}..{self.high}' is no range: {error}") from error
 
@@ -107,9 +108,9 @@ class Search:
 
     def runs(self, num_trials: int) -> Iterator[Run]:
         """What to train next, until `num_trials` are done, those of earlier processes included."""
-        for trial in self._study.get_trials(states=(TrialState.RUNNING,)):  # of a process that was stopped
-            self._study.tell(trial.number, state=TrialState.FAIL)
-            self._study.enqueue_trial(trial.params)
+        for left in self._study.get_trials(states=(TrialState.RUNNING,)):  # by a process that was stopped
+            self._study.tell(left.number, state=TrialState.FAIL)
+            self._study.enqueue_trial(left.params)
         for _ in range(num_trials - self.num_done):
             try:
                 trial = self._study.ask(self._space)
