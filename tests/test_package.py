@@ -89,7 +89,7 @@ def test_an_installed_wheel_trains_and_predicts_in_an_empty_folder(installed):
     assert (benchmark.returncode, benchmark.stderr.count("\n")) == (2, 1)
     assert "benchmarks/ of fmbench's repository" in benchmark.stderr
     (folder / "records.py").write_text(
-        "import fmbench\n(record,) = fmbench.read_records()\n"
+        "import fmbench\n(record,) = fmbench.read_records('trials')\n"
         "print(record.config_file, record.environment.git_commit)\n"
     )
     assert run("records").stdout == "configs/mlp.py None\n"
