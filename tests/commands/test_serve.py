@@ -204,10 +204,10 @@ def test_a_busy_port_is_one_line_and_ctrl_c_another(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt install chromium)")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_draws_drops_and_reads(server, scheme, tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright here")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
     origin = f"http://127.0.0.1:{server.server_port}"
     shoe = fashion_mnist.load("sample").test_images[0]
     errors, asked = [], []

@@ -278,7 +278,7 @@ def test_only_what_is_left_is_checked(run, fake_main):
 def test_several_at_a_time_have_cores_of_their_own_and_say_so(run, monkeypatch):
     cores = os.sched_getaffinity(0)
     if len(cores) < 2:
-        pytest.skip("needs two cores")
+        pytest.skip("this machine gives one core, and two runs at a time need two")
     environments: dict[str, tuple[set[int], str]] = {}
     both = threading.Barrier(2, timeout=60)
 
