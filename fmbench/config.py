@@ -15,6 +15,8 @@ from ml_collections import config_dict
 from fmbench.errors import UserError, nearest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Groups to which a file may add fields: the arguments of a model, an optimizer or a schedule of one's own.
+TAKE_FIELDS = ("config.model", "config.optimizer", "config.schedule")
 
 
 def base_config() -> config_dict.ConfigDict:
@@ -255,12 +257,55 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     )
 
 
+def check_fields(recorded: dict[str, Any]) -> None:
+    """Refuses a config, as `to_json` gives it, that no run can have had.
+
+    Raises:
+        ValueError: Names the field.
+    """
+    _check_fields(recorded, to_json(base_config()))
+    for field in {"num_epochs", "data"} - recorded.keys():
+        raise ValueError(f"config.{field} is missing")
+
+
+def _check_fields(recorded: Any, defaults: dict[str, Any], where: str = "config") -> None:
+    """Refuses fields and kinds of values that a config cannot have; `recorded` may lack fields that came later.
+
+    Raises:
+        ValueError: Names the field.
+    """
+    if not isinstance(recorded, dict):
+        raise ValueError(f"{where} is {recorded!r:.50}; it must be a group of fields")
+    if where == "config.stages":
+        defaults = {name: to_json(stage(0)) for name in recorded}
+    for name, value in recorded.items():
+        field = f"{where}.{name}"
+        if isinstance(defaults.get(name), dict):
+            _check_fields(value, defaults[name], field)
+            continue
+        if name not in defaults and where not in TAKE_FIELDS:
+            raise ValueError(f"there is no {field}{nearest(name, defaults)}")
+        default = defaults.get(name, value)
+        kind = type("" if default is None else default)
+        numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, float | int)]
+        is_kind = isinstance(value, (float, int) if kind is float else kind) and kind is not dict
+        is_kind &= isinstance(value, bool) == (kind is bool)
+        if not (is_kind or value is default is None) or not all(abs(number) <= 1e30 for number in numbers):
+            raise ValueError(f"{field} is {value!r:.50}; it must be {KINDS.get(kind, 'a plain value')}")
+
+
 def check(config: config_dict.ConfigDict) -> None:
     """Refuses a value that no run can use.
 
     Raises:
         UserError: Names the field, its value and what it must be.
     """
+    try:
+        check_fields(to_json(config))  # before anything is trained whose record could not be written
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    except TypeError as error:
+        raise UserError(f"a field of the config: {error}.") from error
     choices = {
         "dtype": ("float32", "bfloat16"),
         "parallel": ("jit", "pmap"),

@@ -478,8 +478,29 @@ def test_a_config_file_that_gives_no_config_is_named(parse, config_file, line):
         parse(f"--config={config_file(line)}")
 
 
-def test_a_config_file_may_add_arguments_of_its_model(parse, config_file):
-    assert parse(f"--config={config_file('config.model.width = 3')}").model.width == 3
+@pytest.mark.parametrize("group", ["model", "optimizer", "schedule"])
+def test_a_config_file_may_add_arguments_of_what_is_its_own(parse, config_file, group):
+    assert parse(f"--config={config_file(f'config.{group}.width = 3')}")[group].width == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("config.data.flod = 1", "there is no config.data.flod; the nearest is fold."),
+        (
+            "config.optimizer.rates = {'head': 1.0}",
+            "config.optimizer.rates is {'head': 1.0}; it must be a plain value.",
+        ),
+        (
+            "config.model.activation = abs",
+            "a field of the config: Object of type builtin",
+        ),
+    ],
+)
+def test_what_no_record_could_hold_is_refused_before_anything_is_trained(parse, config_file, line, said):
+    with pytest.raises(UserError) as error:
+        parse(f"--config={config_file(line)}")
+    assert said in str(error.value)
 
 
 # Plain data.

@@ -10,7 +10,7 @@ from fmbench import config as config_lib
 from fmbench.data import fashion_mnist, splits
 from fmbench.errors import UserError
 from fmbench.records import store
-from fmbench.records.schema import FILE_NAME, Count, Environment, Fraction, Seconds, Strict, check_config
+from fmbench.records.schema import FILE_NAME, Count, Environment, Fraction, Seconds, Strict
 from fmbench.system.files import atomic_file
 
 DIRECTORY = "controls"  # of a results directory
@@ -62,7 +62,7 @@ class ControlRecord(Strict):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "ControlRecord":
-        check_config(self.config)
+        config_lib.check_fields(self.config)
         planned = [stage.num_epochs for stage in self.stages]
         if not planned or sum(planned) != len(self.history):
             raise ValueError(f"history has {len(self.history)} epochs, the stages {planned}")

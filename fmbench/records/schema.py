@@ -1,6 +1,5 @@
 """A run's record: its fields, what is checked of them, and its name."""
 
-import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from fmbench import config as config_lib
 from fmbench.data import proof
-from fmbench.errors import nearest
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # Beyond these limits nothing is measured, and arithmetic overflows.
@@ -22,6 +20,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Status = Literal["completed", "interrupted", "diverged"]
 Watched = Literal["validation", "test"]
 FILE_NAME = r"^_*[A-Za-z0-9][A-Za-z0-9_.=+-]*$"  # what an entry, and so a record, may be called
+LONGEST_NAME = 230  # of a file system's 255 bytes, with the endings of a record's files
 TARGETS = ("90", "92", "94")  # percent; the keys of time_to_target
 MIXED = "-mixed"  # in the name of a record whose processes differ
 COMPUTING = ("jax", "jaxlib", "flax", "optax", "onednn-cpu-gomp", "CUDA", "cuDNN")
@@ -283,15 +282,15 @@ class RunRecord(Strict):
         for field in ("entry", "config_file", "seed", "dtype", "parallel", "batch_size"):
             if self.config.get(field) != getattr(self, field):
                 raise ValueError(f"{field} is {getattr(self, field)}, but config.{field} {self.config.get(field)}")
-        check_config(self.config)
+        config_lib.check_fields(self.config)
         if self.num_epochs > self.config.get("num_epochs", 0):
             raise ValueError(f"num_epochs is {self.num_epochs}, more than config.num_epochs")
         return self
 
     @model_validator(mode="after")
     def _has_a_file_name(self) -> "RunRecord":
-        if not re.fullmatch(FILE_NAME, self.name):
-            raise ValueError(f"entry, device, dtype and data_version make {self.name!r}, which names no file")
+        if not re.fullmatch(FILE_NAME, self.name) or len(self.name) > LONGEST_NAME:
+            raise ValueError(f"entry, device, dtype and data_version make {self.name!r:.60}, which names no file")
         return self
 
     @property
@@ -307,48 +306,6 @@ class RunRecord(Strict):
         name += MIXED if self.mixture else ""
         has_suffix = self.data_version == proof.OLD or proof.is_unproven(self.data_version)
         return f"{name}-{self.data_version}" if has_suffix else name
-
-
-def check_config(recorded: dict[str, Any]) -> None:
-    """Refuses a config that no run can have had.
-
-    Raises:
-        ValueError: Names the field.
-    """
-    _check_config(recorded, _defaults())
-    for field in {"num_epochs", "data"} - recorded.keys():
-        raise ValueError(f"config.{field} is missing")
-
-
-def _check_config(recorded: Any, defaults: dict[str, Any], where: str = "config") -> None:
-    """Refuses fields and kinds of values that a config cannot have; `recorded` may lack fields that came later.
-
-    Raises:
-        ValueError: Names the field.
-    """
-    if not isinstance(recorded, dict):
-        raise ValueError(f"{where} is {recorded!r:.50}; it must be a group of fields")
-    if where == "config.stages":
-        defaults = {name: config_lib.to_json(config_lib.stage(0)) for name in recorded}
-    for name, value in recorded.items():
-        field = f"{where}.{name}"
-        if isinstance(defaults.get(name), dict):
-            _check_config(value, defaults[name], field)
-            continue
-        if name not in defaults and where != "config.model":
-            raise ValueError(f"there is no {field}{nearest(name, defaults)}")
-        default = defaults.get(name, value)
-        kind = type("" if default is None else default)
-        numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, float | int)]
-        is_kind = isinstance(value, (float, int) if kind is float else kind) and kind is not dict
-        is_kind &= isinstance(value, bool) == (kind is bool)
-        if not (is_kind or value is default is None) or not all(abs(number) <= 1e30 for number in numbers):
-            raise ValueError(f"{field} is {value!r:.50}; it must be {config_lib.KINDS.get(kind, 'a plain value')}")
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    return config_lib.to_json(config_lib.base_config())
 
 
 def unlike(processes: Sequence[Process]) -> str:
