@@ -17,23 +17,28 @@ PAPER='
 configs/baseline.py   0,1,2,3,4
 configs/cnn2.py       0,1,2,3,4
 configs/mlp.py        0,1,2,3,4
-configs/vgg_like.py   0,1,2,3,4
+configs/vgg_like.py   0,1,2
+configs/vgg_like.py   0,1,2    --config.dtype=bfloat16
+configs/cnn1.py       0,1,2,3,4  --config.num_epochs=10
 configs/cnn1.py       0,1,2,3,4
+configs/cnn3.py       0,1,2,3,4  --config.num_epochs=10
 configs/cnn3.py       0,1,2,3,4
-configs/cnn4.py       0,1,2,3,4
+configs/cnn4.py       0,1,2    --config.num_epochs=10
+configs/cnn4.py       0,1,2
 configs/fc.py:a       0,1,2,3,4
 configs/fc.py:b       0,1,2,3,4
+configs/transfer.py:efficientnet_lite0  0,1,2
 '
 
 FULL="$PAPER
 configs/speedrun.py:93 47706,9106,48649,26024,53231
 configs/speedrun.py:94 26509,23402,12285,11439,45625,60954,59165,24542,57013,62213
 configs/speedrun.py:95 29095,24907,35495,42377,61427
-configs/mlp.py:best   0,1,2,3,4
-configs/tiny.py:20k   0,1,2,3,4
-configs/tiny.py:50k   0,1,2,3,4
-configs/tiny.py:100k  0,1,2,3,4
-configs/resnet.py:20  0
+configs/mlp.py:best   0,1,2
+configs/tiny.py:20k   0,1,2
+configs/tiny.py:50k   0,1,2
+configs/tiny.py:100k  0,1,2
+configs/resnet.py:20  0,1,2    --config.dtype=bfloat16
 "
 
 # ---------------------------------------------------------------------------- the command line
@@ -41,20 +46,21 @@ configs/resnet.py:20  0
 usage() {
   cat <<'END'
 Usage: ./run_all.sh quick|paper|full [ENTRY...] [--force] [--results_dir=DIR]
-                    [--launcher=local --jobs=N | --launcher=slurm [--max_jobs=N]]
+                    [--plan | --launcher=local --jobs=N | --launcher=slurm [--max_jobs=N]]
        ./run_all.sh accelerator [PART...] [--minutes=M] [--results_dir=DIR]
 
 Trains every entry of a suite with each of its seeds, then writes the leaderboard from all records
 in DIR. Sets itself up: on the first call it makes .venv and fetches the data.
 
   quick    a few small nets; fits in 10 minutes on two cores
-  paper    the reference systems, five seeds each
+  paper    the reference systems, three or five seeds each, their first stages too
   full     paper, the speed records and the nets made for accuracy; days on two cores
   accelerator   for a GPU or TPU that is at hand for minutes: a check, then what is worth most;
            `python -m fmbench.accelerator --help` says more
 
   ENTRY...            only these entries of the suite, e.g. mlp cnn1 resnet-20
   --force             train again where there is a valid record or an unfinished run
+  --plan              train nothing: say which runs are left, and how many hours they take here
   --launcher=local    N runs at a time, each with as many of this machine's cores of its own: for
                       accuracies, for their records say that they shared the machine, and are no timings
   --launcher=slurm    each run a job of an array, at most N of them at a time; Ctrl-C leaves them alone,
@@ -74,10 +80,10 @@ bad_usage() {
   exit 2
 }
 
-# Sets suite, wanted (entry names), force, results_dir, launcher, and the flags that are fmbench.suite's and
+# Sets suite, wanted (entry names), force, plan, results_dir, launcher, and the flags that are fmbench.suite's and
 # fmbench.accelerator's own.
 parse_arguments() {
-  suite='' results_dir='' force='' launcher=''
+  suite='' results_dir='' force='' launcher='' plan=''
   wanted=() launcher_flags=() accelerator_flags=()
   while (($#)); do
     case $1 in
@@ -86,6 +92,7 @@ parse_arguments() {
         exit 0
         ;;
       --force) force=--force ;;
+      --plan) plan=--plan ;;
       --results_dir=*) results_dir=${1#*=} ;;
       --results_dir)
         results_dir=${2:-}
@@ -111,6 +118,9 @@ parse_arguments() {
     bad_usage '--launcher is not for the suite accelerator, which has one device.'
   elif [[ -z $launcher && ${#launcher_flags[@]} -gt 0 ]]; then
     bad_usage "${launcher_flags[0]} goes with --launcher=local or --launcher=slurm."
+  fi
+  if [[ -n $plan && ($suite == accelerator || -n $launcher$force) ]]; then
+    bad_usage '--plan goes with a suite other than accelerator, and with neither --launcher nor --force.'
   fi
   if [[ $suite == accelerator && -n $force ]]; then
     bad_usage '--force is not for the suite accelerator: delete the records that are to be made again.'
@@ -260,6 +270,10 @@ main() {
     results_dir=$caller_dir/$results_dir
   fi
 
+  if [[ -n $plan ]]; then
+    set_up_environment
+    exec "$PYTHON" -m fmbench.suite --plan --results_dir="$results_dir" "${lines[@]}"
+  fi
   catch_signals
   current='set-up'
   local pages=(leaderboard.md speedrun.md)

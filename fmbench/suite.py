@@ -2,6 +2,7 @@
 
     python -m fmbench.suite --launcher=slurm --max_jobs=8 'mlp 0,1,2' 'cnn1 0 --config.num_epochs=10'
     python -m fmbench.suite --launcher=local --jobs=4 'mlp 0,1,2,3'
+    python -m fmbench.suite --plan 'mlp 0,1,2,3' 'cnn4 0,1,2'
 
 An ENTRY is as a line of run_all.sh's suites: a config, its seeds, and what is set otherwise. run_all.sh hands its
 suites over in this way. Runs that have their record are not made again; after Ctrl-C, or when jobs were cancelled,
@@ -14,6 +15,9 @@ its checkpoint. Ctrl-C leaves the jobs alone, and the same command shows them ag
 
 --launcher=local gives each of N runs as many cores of its own. Their records say that they shared the machine:
 they count for accuracy and are no timings.
+
+--plan trains nothing: it says which seeds have a record of this kind of machine, all of its cores their own, and
+how many hours the others will take, by what an epoch of the same net took here, in --results_dir or in trials/.
 
 Exit codes: 0 all have their record, 1 a run failed (the others were still made), 2 something given cannot be used,
 130 or 143 interrupted.
@@ -34,12 +38,13 @@ LAUNCHERS = ("slurm", "local")
 def main() -> None:
     parser = command_line.Parser(
         "suite",
-        usage="%(prog)s --launcher=slurm|local [options] ENTRY ...",
+        usage="%(prog)s --launcher=slurm|local|--plan [options] ENTRY ...",
         description=__doc__,
         allow_abbrev=False,
     )
     parser.add_argument("entries", nargs="*", metavar="ENTRY", help="'CONFIG SEED,SEED --config.KEY=VALUE ...'")
     parser.add_argument("--launcher", metavar="NAME", help="slurm or local")
+    parser.add_argument("--plan", action="store_true", help="say what is left and how long it takes, and stop")
     parser.add_argument(
         "--max_jobs", type=int, metavar="N", help="slurm: jobs of an array at a time (default: all)"
     )
@@ -50,6 +55,9 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="train all anew")
     with command_line.plain_errors("suite", "interrupted; the same command goes on."):
         arguments = parser.parse_args()
+        if arguments.plan:
+            _show_plan(arguments)
+            return
         _check(arguments)
         failed = _run_jobs(arguments) if arguments.launcher == "slurm" else _share_cores(arguments)
         for name, why in failed.items():
@@ -71,6 +79,17 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{flag}={number}: it must be at least 1.")
     if arguments.launcher == "local" and arguments.jobs is None:
         raise UserError("--launcher=local needs --jobs=N, the number of runs at a time.")
+
+
+def _show_plan(arguments: argparse.Namespace) -> None:
+    from fmbench.records import machine, store
+    from fmbench.studies import suites
+
+    runs = suites.plan(arguments.entries)
+    folders = dict.fromkeys([arguments.results_dir, Path("trials")])
+    records = [record for folder in folders for record in store.read_all(folder).values()]
+    slug = machine.environment(ask_driver=False).machine_slug
+    print(suites.progress_table(suites.progress(runs, records, slug)))
 
 
 def _run_jobs(arguments: argparse.Namespace) -> dict[str, str]:

@@ -263,6 +263,8 @@ def test_entries_select_runs(folder):
         (["quick", "--launcher="], "--launcher has no value: expected local or slurm"),
         (["quick", "--jobs=2"], "--jobs=2 goes with --launcher=local"),
         (["accelerator", "--launcher=local"], "--launcher is not for the suite accelerator"),
+        (["accelerator", "--plan"], "--plan goes with a suite other than accelerator"),
+        (["quick", "--plan", "--launcher=local"], "--plan goes with a suite other than accelerator"),
         (["accelerator", "--force"], "--force is not for the suite accelerator"),
     ],
 )

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from fake_records import make_record
 
+from fmbench import config as config_lib
 from fmbench import entries
 from fmbench.errors import UserError
 from fmbench.studies import shared_cores, suites
@@ -152,3 +154,24 @@ def test_runs_keep_to_their_cores_and_ctrl_c_stops_all_with_a_checkpoint(config_
         assert record["status"] == "interrupted"
         environment = record["environment"]
         assert (environment["shared_by"], environment["cpu_cores"]) == (2, CORES // 2)
+
+
+def test_the_plan_counts_records_of_this_kind_of_machine_and_tells_the_hours_of_the_rest():
+    def record(seed: int, num_epochs: int = 10, **environment):
+        flags = ["--config=mlp", f"--config.seed={seed}", f"--config.num_epochs={num_epochs}"]
+        config = config_lib.to_json(entries.from_arguments(flags))
+        named = {key: config[key] for key in ("entry", "batch_size", "num_epochs")}
+        return make_record(
+            seed=seed, config=config, environment=environment, wall_seconds=36.0 * num_epochs, **named
+        )
+
+    records = [record(0), record(1, cpu_cores=64), record(2, shared_by=2), record(0, num_epochs=1)]
+    runs = suites.plan(["mlp 0,1,2,3 --config.num_epochs=10", "cnn2 0,1"])
+    slug = records[0].environment.machine_slug
+    mlp, cnn2 = suites.progress(runs, records, slug)
+    assert (mlp.here, mlp.elsewhere, mlp.missing) == ([0], [1, 2], [1, 2, 3])
+    assert mlp.hours == pytest.approx(0.1)  # 36 s an epoch
+    assert (cnn2.here, cnn2.missing, cnn2.hours) == ([], [0, 1], None)
+    *_, total, unknown = suites.progress_table([mlp, cnn2]).splitlines()
+    assert total == "5 runs are left: 0.3 hours, one after the other."
+    assert "Not counted, for no epoch of them was run on this kind of machine: cnn2;" in unknown
