@@ -296,6 +296,32 @@ void transform_kernel(const Convolution &c, float *u, bool transposed) {
     }
 }
 
+constexpr int KERNEL_ROWS = 8;
+
+#ifndef KERNEL_BLOCK
+#define KERNEL_BLOCK 72
+#endif
+int64_t kernel_grad_block() { return KERNEL_BLOCK; }
+
+// sum (KERNEL_ROWS x PANEL) += v^T (tiles x KERNEL_ROWS) z (tiles x PANEL)
+inline void add_product(const float *v, int64_t v_row, const float *z, int64_t tiles, float *sum) {
+  Vec sums[KERNEL_ROWS][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < KERNEL_ROWS; r++)
+    sums[r][0] = load(sum + r * PANEL), sums[r][1] = load(sum + r * PANEL + LANES);
+  for (int64_t t = 0; t < tiles; t++) {
+    const Vec z0 = load(z + t * PANEL), z1 = load(z + t * PANEL + LANES);
+#pragma GCC unroll 16
+    for (int r = 0; r < KERNEL_ROWS; r++) {
+      const Vec scalar = v[t * v_row + r] - Vec{};
+      sums[r][0] += scalar * z0;
+      sums[r][1] += scalar * z1;
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < KERNEL_ROWS; r++) store(sum + r * PANEL, sums[r][0]), store(sum + r * PANEL + LANES, sums[r][1]);
+}
+
 double now() { return omp_get_wtime(); }
 
 }  // namespace
@@ -357,6 +383,155 @@ int winograd_forward(Convolution *call) {
       }
     }
     after_streams();
+    if (omp_get_thread_num() == 0) memcpy(call->seconds, seconds, sizeof seconds);
+  }
+  return 0;
+}
+
+// x = the gradient with respect to it, of y and kernel.
+int winograd_input_grad(Convolution *call) {
+  const Convolution c = *call;
+  const Tiling tiling(c);
+  const Products products = products_for(c.outputs);
+  if (!products || c.inputs % PANEL) return 1;
+  float *u = shared_kernels.of(PLACES * c.inputs * c.outputs);
+  // Tiles of x overlap and are summed, so a block is of whole images.
+  const int64_t images = std::max<int64_t>(tiles_in_block(c.outputs) / tiling.per_image, 1);
+  const int64_t most = (images * tiling.per_image + ROWS - 1) / ROWS * ROWS;
+  const int64_t v_plane = plane_of(most, c.outputs), m_plane = plane_of(most, PANEL);
+  const int64_t height = tiling.down * 4 + 2, width = tiling.across * 4 + 2;  // of an image with its padding
+  const bool streams = (uintptr_t)c.x % 64 == 0;
+#pragma omp parallel num_threads(c.threads)
+  {
+    double seconds[3] = {}, then = now();
+    auto spent = [&](int on) { const double t = now(); seconds[on] += t - then, then = t; };
+    float *v = of_thread.of(PLACES * (v_plane + m_plane) + height * width * PANEL);
+    float *m = v + PLACES * v_plane, *sum = m + PLACES * m_plane;
+    transform_kernel(c, u, true);
+    spent(0);
+#pragma omp for schedule(dynamic)
+    for (int64_t first = 0; first < c.batch; first += images) {
+      const int64_t count = std::min(images, c.batch - first), tiles = count * tiling.per_image;
+      for (int64_t t = 0; t < tiles; t++) {
+        const Tile tile(tiling, first * tiling.per_image + t);
+        for (int64_t channel = 0; channel < c.outputs; channel += LANES)
+          with_pixels<4>(c.y + tile.image * tiling.y_height * tiling.y_width * c.outputs + channel, tiling.y_height,
+                         tiling.y_width, c.outputs, tile.row, tile.column, [&](auto pixel) {
+                           float *to = v + t * c.outputs + channel;
+                           both_ways<OutputTransposed>(
+                               pixel, [&](int i, int j, Vec r) { store(to + (i * 6 + j) * v_plane, r); });
+                         });
+      }
+      spent(0);
+      for (int64_t input = 0; input < c.inputs; input += PANEL) {
+        products(v, u + input * PLACES * c.outputs, m, tiles, v_plane, m_plane);
+        spent(1);
+        for (int64_t image = 0; image < count; image++) {
+          memset(sum, 0, height * width * PANEL * sizeof(float));
+          for (int64_t t = 0; t < tiling.per_image; t++) {
+            const Tile tile(tiling, t);
+            for (int64_t channel = 0; channel < PANEL; channel += LANES) {
+              const float *from = m + (image * tiling.per_image + t) * PANEL + channel;
+              float *to = sum + (tile.row * width + tile.column) * PANEL + channel;
+              both_ways<InputTransposed>([&](int i, int j) { return load(from + (i * 6 + j) * m_plane); },
+                                         [&](int i, int j, Vec r) {
+                                           float *pixel = to + (i * width + j) * PANEL;
+                                           store(pixel, load(pixel) + r);
+                                         });
+            }
+          }
+          for (int64_t row = 0; row < c.height; row++)
+            for (int64_t column = 0; column < c.width; column++) {
+              const float *from = sum + ((row + c.padding) * width + column + c.padding) * PANEL;
+              float *to = c.x + (((first + image) * c.height + row) * c.width + column) * c.inputs + input;
+              for (int64_t channel = 0; channel < PANEL; channel += LANES)
+                streams ? stream(to + channel, load(from + channel)) : store(to + channel, load(from + channel));
+            }
+        }
+        spent(2);
+      }
+    }
+    after_streams();
+    if (omp_get_thread_num() == 0) memcpy(call->seconds, seconds, sizeof seconds);
+  }
+  return 0;
+}
+
+// kernel, and bias if there is one, = the gradients with respect to them, of x and y.
+int winograd_kernel_grad(Convolution *call) {
+  const Convolution c = *call;
+  const Tiling tiling(c);
+  if (c.inputs % PANEL || c.outputs % PANEL) return 1;
+  const int64_t block = kernel_grad_block(), v_plane = plane_of(block, c.inputs), z_plane = plane_of(block, c.outputs);
+  const int64_t of_one = PLACES * c.inputs * c.outputs + c.outputs;
+  float *sums = shared_kernels.of(c.threads * of_one);
+  int threads = 1;
+#pragma omp parallel num_threads(c.threads)
+  {
+    double seconds[3] = {}, then = now();
+    auto spent = [&](int on) { const double t = now(); seconds[on] += t - then, then = t; };
+#pragma omp single
+    threads = omp_get_num_threads();
+    float *v = of_thread.of(PLACES * (v_plane + z_plane)), *z = v + PLACES * v_plane;
+    float *sum = sums + omp_get_thread_num() * of_one, *bias = sum + of_one - c.outputs;
+    memset(sum, 0, of_one * sizeof(float));
+#pragma omp for schedule(dynamic)
+    for (int64_t start = 0; start < tiling.all; start += block) {
+      const int64_t tiles = std::min(block, tiling.all - start);
+      for (int64_t t = 0; t < tiles; t++) {
+        const Tile tile(tiling, start + t);
+        for (int64_t channel = 0; channel < c.inputs; channel += LANES)
+          with_pixels<6>(c.x + tile.image * c.height * c.width * c.inputs + channel, c.height, c.width, c.inputs,
+                         tile.row - c.padding, tile.column - c.padding, [&](auto pixel) {
+                           float *to = v + t * c.inputs + channel;
+                           both_ways<InputTransform>(
+                               pixel, [&](int i, int j, Vec r) { store(to + (i * 6 + j) * v_plane, r); });
+                         });
+        for (int64_t channel = 0; channel < c.outputs; channel += LANES)
+          with_pixels<4>(c.y + tile.image * tiling.y_height * tiling.y_width * c.outputs + channel, tiling.y_height,
+                         tiling.y_width, c.outputs, tile.row, tile.column, [&](auto pixel) {
+                           float *to = z + channel / PANEL * block * PANEL + t * PANEL + channel % PANEL;
+                           Vec of_bias = load(bias + channel);
+                           both_ways<OutputAsKernelTransform>(
+                               [&](int i, int j) {
+                                 const Vec d = pixel(i, j);
+                                 of_bias += d;
+                                 return d;
+                               },
+                               [&](int i, int j, Vec r) { store(to + (i * 6 + j) * z_plane, r); });
+                           store(bias + channel, of_bias);
+                         });
+      }
+      spent(0);
+      for (int place = 0; place < PLACES; place++)
+        for (int64_t output = 0; output < c.outputs; output += PANEL)
+          for (int64_t input = 0; input < c.inputs; input += KERNEL_ROWS)
+            add_product(v + place * v_plane + input, c.inputs, z + place * z_plane + output * block, tiles,
+                        sum + ((place * c.outputs + output) * c.inputs) + input * PANEL);
+      spent(1);
+    }
+#pragma omp for collapse(2)
+    for (int64_t output = 0; output < c.outputs; output += LANES)
+      for (int64_t input = 0; input < c.inputs; input++) {
+        const float *first = sums + output / PANEL * PANEL * c.inputs + input * PANEL + output % PANEL;
+        both_ways<KernelGradTransform>(
+            [&](int i, int j) {
+              Vec all = {};
+              for (int thread = 0; thread < threads; thread++)
+                all += load(first + thread * of_one + (i * 6 + j) * c.outputs * c.inputs);
+              return all;
+            },
+            [&](int i, int j, Vec r) { store(c.kernel + ((i * 3 + j) * c.inputs + input) * c.outputs + output, r); });
+      }
+    if (c.bias) {
+#pragma omp single
+      for (int64_t output = 0; output < c.outputs; output++) {
+        c.bias[output] = 0;
+        for (int thread = 0; thread < threads; thread++)
+          c.bias[output] += sums[(thread + 1) * of_one - c.outputs + output];
+      }
+    }
+    spent(2);
     if (omp_get_thread_num() == 0) memcpy(call->seconds, seconds, sizeof seconds);
   }
   return 0;
