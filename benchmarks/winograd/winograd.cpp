@@ -35,13 +35,11 @@ extern "C" struct Convolution {
 namespace {
 
 constexpr int LANES = 16, PANEL = 32, PLACES = 36, ROWS = 12;
-constexpr size_t L2_SHARE = 720 << 10;
+constexpr int64_t L2_SHARE = 340 << 10;  // bytes of transformed tiles in a block
+constexpr int64_t LEAST_TILES = 36;      // in a block, or the kernels come from L3 too often
 
-#ifndef POINT_A
-#define POINT_A 0.70710678118654752
-#define POINT_B 1.41421356237309505
-#endif
-constexpr double A = POINT_A, B = POINT_B, A2 = A * A, B2 = B * B;
+// With 1 and 2, as they are mostly chosen, errors are five times as large.
+constexpr double A = 0.70710678118654752, B = 1.41421356237309505, A2 = A * A, B2 = B * B;
 constexpr float a = A, b = B, a2 = A2, b2 = B2, a3 = A2 *A, b3 = B2 *B, ab2 = A *B2, ba2 = B *A2, a2b2 = A2 *B2,
                 a2_plus_b2 = A2 + B2;
 constexpr float at_0 = 1 / (A2 * B2), at_a = 1 / (2 * A2 * (A2 - B2)), at_b = 1 / (2 * B2 * (B2 - A2));
@@ -217,6 +215,16 @@ struct Tile {
   }
 };
 
+// Has the lines of a tile to come fetched: they lie apart, and nothing else foresees them.
+template <int size>
+inline __attribute__((always_inline)) void fetch(const float *image, int64_t width, int64_t channels, int64_t row,
+                                                 int64_t column) {
+#pragma GCC unroll 6
+  for (int i = 0; i < size; i++)
+#pragma GCC unroll 6
+    for (int j = 0; j < size; j++) __builtin_prefetch(image + ((row + i) * width + column + j) * channels);
+}
+
 // Calls with a function of (i, j) -> pixel that gives zeros outside of the image.
 template <int size, class Use>
 inline __attribute__((always_inline)) void with_pixels(const float *image, int64_t height, int64_t width, int64_t channels,
@@ -231,36 +239,38 @@ inline __attribute__((always_inline)) void with_pixels(const float *image, int64
     });
 }
 
-// Tiles of a block: as many as fit in the share of L2, a multiple of the rows of a product.
+// A multiple of the rows of a product.
 int64_t tiles_in_block(int64_t channels) {
-  const int64_t fit = L2_SHARE / (PLACES * sizeof(float) * channels);
-  return std::max<int64_t>(fit / ROWS * ROWS, ROWS);
+  const int64_t fit = L2_SHARE / int64_t(PLACES * sizeof(float) * channels);
+  return std::max(fit / ROWS * ROWS, LEAST_TILES);
 }
 
 int64_t plane_of(int64_t rows, int64_t columns) { return rows * columns + LANES; }  // an offset against equal cache sets
 
-// m (ROWS x PANEL) = v (ROWS x K) u (K x PANEL)
-template <int K>
+// m (rows x PANEL) = v (rows x K) u (K x PANEL)
+template <int K, int rows>
 inline void product(const float *v, const float *u, float *m) {
-  Vec sums[ROWS][2] = {};
+  Vec sums[rows][2] = {};
   for (int k = 0; k < K; k++) {
     const Vec u0 = load(u + k * PANEL), u1 = load(u + k * PANEL + LANES);
 #pragma GCC unroll 12
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < rows; r++) {
       const Vec scalar = v[r * K + k] - Vec{};
       sums[r][0] += scalar * u0;
       sums[r][1] += scalar * u1;
     }
   }
 #pragma GCC unroll 12
-  for (int r = 0; r < ROWS; r++) store(m + r * PANEL, sums[r][0]), store(m + r * PANEL + LANES, sums[r][1]);
+  for (int r = 0; r < rows; r++) store(m + r * PANEL, sums[r][0]), store(m + r * PANEL + LANES, sums[r][1]);
 }
 
 template <int K>
 void products_of(const float *v, const float *u, float *m, int64_t rows, int64_t v_plane, int64_t m_plane) {
-  for (int place = 0; place < PLACES; place++)
-    for (int64_t row = 0; row < rows; row += ROWS)
-      product<K>(v + place * v_plane + row * K, u + place * K * PANEL, m + place * m_plane + row * PANEL);
+  for (int place = 0; place < PLACES; place++, v += v_plane, u += K * PANEL, m += m_plane) {
+    int64_t row = 0;
+    for (; row + ROWS / 2 < rows; row += ROWS) product<K, ROWS>(v + row * K, u, m + row * PANEL);
+    if (row < rows) product<K, ROWS / 2>(v + row * K, u, m + row * PANEL);
+  }
 }
 
 using Products = void (*)(const float *, const float *, float *, int64_t, int64_t, int64_t);
@@ -296,12 +306,7 @@ void transform_kernel(const Convolution &c, float *u, bool transposed) {
     }
 }
 
-constexpr int KERNEL_ROWS = 8;
-
-#ifndef KERNEL_BLOCK
-#define KERNEL_BLOCK 72
-#endif
-int64_t kernel_grad_block() { return KERNEL_BLOCK; }
+constexpr int KERNEL_ROWS = 8;  // of a product in the kernel's gradient
 
 // sum (KERNEL_ROWS x PANEL) += v^T (tiles x KERNEL_ROWS) z (tiles x PANEL)
 inline void add_product(const float *v, int64_t v_row, const float *z, int64_t tiles, float *sum) {
@@ -349,13 +354,17 @@ int winograd_forward(Convolution *call) {
       const int64_t tiles = std::min(block, tiling.all - start);
       for (int64_t t = 0; t < tiles; t++) {
         const Tile tile(tiling, start + t);
-        for (int64_t channel = 0; channel < c.inputs; channel += LANES)
+        const Tile next(tiling, start + t + 1);
+        for (int64_t channel = 0; channel < c.inputs; channel += LANES) {
+          fetch<6>(c.x + next.image * c.height * c.width * c.inputs + channel, c.width, c.inputs,
+                   next.row - c.padding, next.column - c.padding);
           with_pixels<6>(c.x + tile.image * c.height * c.width * c.inputs + channel, c.height, c.width, c.inputs,
                          tile.row - c.padding, tile.column - c.padding, [&](auto pixel) {
                            float *to = v + t * c.inputs + channel;
                            both_ways<InputTransform>(
                                pixel, [&](int i, int j, Vec r) { store(to + (i * 6 + j) * v_plane, r); });
                          });
+        }
       }
       spent(0);
       for (int64_t output = 0; output < c.outputs; output += PANEL) {
@@ -413,14 +422,17 @@ int winograd_input_grad(Convolution *call) {
     for (int64_t first = 0; first < c.batch; first += images) {
       const int64_t count = std::min(images, c.batch - first), tiles = count * tiling.per_image;
       for (int64_t t = 0; t < tiles; t++) {
-        const Tile tile(tiling, first * tiling.per_image + t);
-        for (int64_t channel = 0; channel < c.outputs; channel += LANES)
+        const Tile tile(tiling, first * tiling.per_image + t), next(tiling, first * tiling.per_image + t + 1);
+        for (int64_t channel = 0; channel < c.outputs; channel += LANES) {
+          fetch<4>(c.y + next.image * tiling.y_height * tiling.y_width * c.outputs + channel, tiling.y_width, c.outputs,
+                   next.row, next.column);
           with_pixels<4>(c.y + tile.image * tiling.y_height * tiling.y_width * c.outputs + channel, tiling.y_height,
                          tiling.y_width, c.outputs, tile.row, tile.column, [&](auto pixel) {
                            float *to = v + t * c.outputs + channel;
                            both_ways<OutputTransposed>(
                                pixel, [&](int i, int j, Vec r) { store(to + (i * 6 + j) * v_plane, r); });
                          });
+        }
       }
       spent(0);
       for (int64_t input = 0; input < c.inputs; input += PANEL) {
@@ -462,7 +474,7 @@ int winograd_kernel_grad(Convolution *call) {
   const Convolution c = *call;
   const Tiling tiling(c);
   if (c.inputs % PANEL || c.outputs % PANEL) return 1;
-  const int64_t block = kernel_grad_block(), v_plane = plane_of(block, c.inputs), z_plane = plane_of(block, c.outputs);
+  const int64_t block = LEAST_TILES, v_plane = plane_of(block, c.inputs), z_plane = plane_of(block, c.outputs);
   const int64_t of_one = PLACES * c.inputs * c.outputs + c.outputs;
   float *sums = shared_kernels.of(c.threads * of_one);
   int threads = 1;
@@ -480,14 +492,20 @@ int winograd_kernel_grad(Convolution *call) {
       const int64_t tiles = std::min(block, tiling.all - start);
       for (int64_t t = 0; t < tiles; t++) {
         const Tile tile(tiling, start + t);
-        for (int64_t channel = 0; channel < c.inputs; channel += LANES)
+        const Tile next(tiling, start + t + 1);
+        for (int64_t channel = 0; channel < c.inputs; channel += LANES) {
+          fetch<6>(c.x + next.image * c.height * c.width * c.inputs + channel, c.width, c.inputs,
+                   next.row - c.padding, next.column - c.padding);
           with_pixels<6>(c.x + tile.image * c.height * c.width * c.inputs + channel, c.height, c.width, c.inputs,
                          tile.row - c.padding, tile.column - c.padding, [&](auto pixel) {
                            float *to = v + t * c.inputs + channel;
                            both_ways<InputTransform>(
                                pixel, [&](int i, int j, Vec r) { store(to + (i * 6 + j) * v_plane, r); });
                          });
-        for (int64_t channel = 0; channel < c.outputs; channel += LANES)
+        }
+        for (int64_t channel = 0; channel < c.outputs; channel += LANES) {
+          fetch<4>(c.y + next.image * tiling.y_height * tiling.y_width * c.outputs + channel, tiling.y_width, c.outputs,
+                   next.row, next.column);
           with_pixels<4>(c.y + tile.image * tiling.y_height * tiling.y_width * c.outputs + channel, tiling.y_height,
                          tiling.y_width, c.outputs, tile.row, tile.column, [&](auto pixel) {
                            float *to = z + channel / PANEL * block * PANEL + t * PANEL + channel % PANEL;
@@ -501,6 +519,7 @@ int winograd_kernel_grad(Convolution *call) {
                                [&](int i, int j, Vec r) { store(to + (i * 6 + j) * z_plane, r); });
                            store(bias + channel, of_bias);
                          });
+        }
       }
       spent(0);
       for (int place = 0; place < PLACES; place++)
