@@ -4,9 +4,9 @@
     python benchmarks/winograd/measure.py --layers=conv4,conv3,conv2 --directions=forward,input,kernel
     python benchmarks/winograd/measure.py --step              # a training step of vgg_like with either
 
-winograd.cpp is built with the compiler that is at hand (`$CXX`, else g++) into a temporary folder. A round runs one
-after the other on the same arrays, each with the preparation of the kernel that training needs at each call; what is
-printed are medians over the rounds, and the largest error of each against float64, of the largest value.
+winograd.cpp is built with the compiler at hand (`$CXX`, else g++) into a temporary folder. A round runs one after
+the other on the same arrays, each with the preparation of the kernel that training needs at each call. Printed are
+medians over the rounds, and the largest error of each against float64, as a part of the largest value.
 """
 
 import argparse
@@ -37,12 +37,18 @@ from fmbench.models import MODELS
 from fmbench.system import cgroup, runtime
 
 SOURCE = Path(__file__).parent / "winograd.cpp"
-OPTIONS = "-O3 -march=native -std=c++17 -fopenmp -fPIC -shared".split()
+OPTIONS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared"]
 CHANNELS = 32, 64, 128, 256, 512  # of those that a product sums over; of the others, multiples of 32
 
+NUMBERS = "batch", "height", "width", "inputs", "outputs", "padding", "relu", "threads"
 ARRAYS = "x", "kernel", "bias", "y"
 RESULTS = {"forward": ("y",), "input": ("x",), "kernel": ("kernel", "bias")}
 FUNCTIONS = {"forward": "winograd_forward", "input": "winograd_input_grad", "kernel": "winograd_kernel_grad"}
+
+
+HEADER = """\
+| layer | direction | threads | direct, ms | Winograd, ms | ratio | error direct | error Winograd | parts, ms |
+|:--|:--|--:|--:|--:|--:|--:|--:|:--|"""
 
 
 class Layer(NamedTuple):
@@ -73,7 +79,7 @@ class Call(ctypes.Structure):
     """winograd.cpp's `Convolution`."""
 
     _fields_ = (
-        *((name, c_int64) for name in "batch height width inputs outputs padding relu threads".split()),
+        *((name, c_int64) for name in NUMBERS),
         *((name, c_void_p) for name in ARRAYS),
         ("seconds", c_double * 3),
     )
@@ -119,17 +125,17 @@ def prepare_onednn(direction: str, padding: int, arrays: dict[str, np.ndarray]) 
     library = onednn._onednn()
     window = Window((3, 3), (1, 1), ((padding, padding), (padding, padding)))
     x_shape, kernel_shape = arrays["x"].shape, arrays["kernel"].shape
-    make = {
-        "forward": lambda: onednn._convolution.__wrapped__(x_shape, kernel_shape, window, "float32", False),
-        "input": lambda: onednn._convolution_input_grad.__wrapped__(x_shape, kernel_shape, window, "float32"),
-        "kernel": lambda: onednn._convolution_kernel_grad.__wrapped__(
-            x_shape, kernel_shape, window, "float32", True
-        ),
-    }
+    settings = x_shape, kernel_shape, window, "float32"
+    make: Any
+    make, *further = {
+        "forward": (onednn._convolution, False),
+        "input": (onednn._convolution_input_grad,),
+        "kernel": (onednn._convolution_kernel_grad, True),
+    }[direction]
     order = {"forward": ("x", "kernel", "bias", "y"), "input": ("y", "kernel", "x")}
     order["kernel"] = ("x", "y", "kernel", "bias")
     with mock.patch.object(onednn, "_register", lambda _, *parts: parts):
-        arguments, results, primitives = make[direction]()
+        arguments, results, primitives = make.__wrapped__(*settings, *further)
     for memory, name in zip((*arguments, *results), order[direction], strict=True):
         library.call("memory_set_data_handle", memory.handle, c_void_p(arrays[name].ctypes.data))
 
@@ -190,9 +196,7 @@ def random_arrays(layer: Layer, batch: int) -> dict[str, np.ndarray]:
 
 def largest_error(results: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> float:
     """Of the largest value of its array."""
-    return max(
-        float(np.abs(results[name] - exact[name]).max() / np.abs(exact[name]).max()) for name in exact
-    )
+    return max(float(np.abs(results[name] - exact[name]).max() / np.abs(exact[name]).max()) for name in exact)
 
 
 def measure(
@@ -265,26 +269,21 @@ class InXLA:
 
     def call(self, direction, x_shape, kernel_shape, window, relu, results, shapes, *arguments):
         order = {"forward": ("x", "kernel", "bias"), "input": ("y", "kernel"), "kernel": ("x", "y")}[direction]
-        padding = window.padding[0][0]
-        call = Call(*x_shape, kernel_shape[3], padding, relu, self.threads)
-        name = f"winograd.{direction}{len(self.calls)}{x_shape}{kernel_shape}"
+        call = Call(*x_shape, kernel_shape[3], window.padding[0][0], relu, self.threads)
         self.calls.append(call)
-        libc = ctypes.CDLL(None)
-        places = [ARRAYS.index(array) for array in (*order, *results)]
-        xla_ffi.register(
-            name,
-            len(order),
-            len(results),
-            [
-                (libc.pthread_mutex_lock, self.mutex),
-                *(
-                    (self.library.winograd_place, ctypes.pointer(call), xla_ffi.Buffer(i), place)
-                    for i, place in enumerate(places)
-                ),
-                (getattr(self.library, FUNCTIONS[direction]), ctypes.pointer(call)),
-                (libc.pthread_mutex_unlock, self.mutex),
-            ],
-        )
+        libc, pointer = ctypes.CDLL(None), ctypes.pointer(call)
+        places = [
+            (self.library.winograd_place, pointer, xla_ffi.Buffer(i), ARRAYS.index(array))
+            for i, array in enumerate((*order, *results))
+        ]
+        calls = [
+            (libc.pthread_mutex_lock, self.mutex),
+            *places,
+            (getattr(self.library, FUNCTIONS[direction]), pointer),
+            (libc.pthread_mutex_unlock, self.mutex),
+        ]
+        name = f"winograd.{direction}{len(self.calls)}"
+        xla_ffi.register(name, len(order), len(results), calls)
         return jax.ffi.ffi_call(name, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])(*arguments)
 
 
@@ -316,7 +315,7 @@ def make_step(batch: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 
 def measure_step(library: ctypes.CDLL, batch: int, rounds: int) -> None:
-    """Prints the times of a step with either, and how far apart losses and parameters are after the rounds."""
+    """Prints the times of a step with either, and how far apart the losses are."""
     runtime.keep_freed_memory()
     in_winograd = InXLA(library, cgroup.usable_cores())
     steps = [make_step(batch)]
@@ -335,10 +334,12 @@ def measure_step(library: ctypes.CDLL, batch: int, rounds: int) -> None:
         times.append(row)
         losses.append(loss)
     direct, winograd = 1000 * np.median(times[1:], axis=0)
-    apart = max(abs(a - b) / abs(a) for a, b in losses)
+    apart = [abs(a - b) / abs(a) for a, b in losses]
     print(f"vgg_like, batch {batch}, float32, {in_winograd.threads} threads, medians of {rounds} steps in turns:")
     print(f"oneDNN {direct:.0f} ms, Winograd {winograd:.0f} ms ({len(in_winograd.calls)} of 11 convolutions)")
-    print(f"ratio {direct / winograd:.2f}; the losses are apart by {apart:.0e} at most")
+    print(
+        f"ratio {direct / winograd:.2f}; losses apart by {apart[0]:.0e} in the first, {apart[-1]:.0e} in the last"
+    )
 
 
 def main() -> None:
@@ -360,8 +361,7 @@ def main() -> None:
         if args.step:
             measure_step(library, args.batch, args.rounds)
             return
-        print("| layer | direction | threads | direct, ms | Winograd, ms | ratio | error direct | error Winograd | parts, ms |")
-        print("|:--|:--|--:|--:|--:|--:|--:|--:|:--|")
+        print(HEADER)
         for name in args.layers.split(","):
             for direction in args.directions.split(","):
                 threads = [int(number) for number in args.threads.split(",")]

@@ -493,7 +493,7 @@ int winograd_kernel_grad(Convolution *call) {
     float *v = of_thread.of(PLACES * (v_plane + z_plane)), *z = v + PLACES * v_plane;
     float *sum = sums + omp_get_thread_num() * of_one, *bias = sum + of_one - c.outputs;
     memset(sum, 0, of_one * sizeof(float));
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)  // so that equal calls have equal bits
     for (int64_t start = 0; start < tiling.all; start += block) {
       const int64_t tiles = std::min(block, tiling.all - start);
       for (int64_t t = 0; t < tiles; t++) {
