@@ -33,10 +33,10 @@ from fmbench import entries
 from fmbench.data import fashion_mnist
 from fmbench.records import machine
 from fmbench.system import runtime
-from fmbench.training import input_pipeline, parallel, selection, steps
+from fmbench.training import inference, input_pipeline, parallel, selection, steps
 from fmbench.training.optimizer import make_optimizer
 
-INFER_BATCHES = 10
+MOST_INFERRED = 10_000  # images
 
 # What has to read its operands from memory and to write its results there; all else can be fused into it.
 MATRIX_PRIMITIVES = (
@@ -71,7 +71,16 @@ class FmbenchItself:
             )
         self.state = state
         self.steps_done = 0
-        self.calls_done = 0
+        normalization = self.config.data.normalization
+        # As `inference.make_classifier` has it, but that the images are on the device, as the peers' are.
+        self.classes = jax.jit(
+            lambda params, model_state, images, indices: inference.forward(
+                params, model_state, images[indices], graphdef=self.graphdef, normalization=normalization
+            ).argmax(axis=-1)
+        )
+        self.inferred = parallel.replicate(np.load(job.train_images, mmap_mode="r")[:MOST_INFERRED], self.mesh)
+        self.infer_batches = functools.cache(functools.partial(protocol.consecutive_batches, len(self.inferred)))
+        self.prepared: tuple[Any, Any] | None = None  # parameters and statistics, since the last step of training
         self.name = f"fmbench {fmbench.__version__}, JAX {jax.__version__}"
         self.versions = {module.__name__: module.__version__ for module in (jax, jaxlib, flax, optax)}
         one = steps.of_seed(state, 0)
@@ -113,10 +122,11 @@ class FmbenchItself:
         steps_per_call = steps.choose_steps_per_call(self.config, self.data.whole_batches)
         if self.config.steps_per_call > self.data.steps_per_epoch:  # what no run does, yet
             steps_per_call = self.config.steps_per_call
-        (self.train_programs, *_), self.eval_programs = steps.compile_programs(
+        (self.train_programs, *_), _ = steps.compile_programs(
             self.config, self.mesh, self.data, self.graphdef, self.tx, self.state, steps_per_call
         )
         self.data.compile_orders(self.losses())
+        self.wait(self.infer_step(self.config.eval_batch_size)[1])
         return self.train_programs[steps_per_call].count_flops() / self.config.batch_size / self.seeds
 
     def losses(self) -> jax.Array | None:
@@ -130,17 +140,17 @@ class FmbenchItself:
         longest = max(self.train_programs)
         in_epoch = done + longest <= self.data.steps_per_epoch or longest > self.data.steps_per_epoch
         length = longest if in_epoch else 1
+        self.prepared = None
         self.state, metrics = self.train_programs[length].run(self.state, *self.arguments(length))
         self.steps_done += length
         return length * self.config.batch_size * self.seeds, metrics
 
-    def infer_step(self) -> tuple[int, Any]:
-        batches = self.data.eval_batches["test"]
-        batch = batches[self.calls_done % len(batches)]
-        self.calls_done += 1
-        size = len(batch["label"])  # with several seeds each classifies all images; those of one are counted
-        results = self.eval_programs[size].run(self.state.params, self.state.model_state, batch)
-        return size * self.config.eval_batch_size, results
+    def infer_step(self, batch_size: int) -> tuple[int, Any]:
+        if self.prepared is None:
+            one = steps.of_seed(self.state, 0)
+            self.prepared = inference.in_dtype_of_computation(self.graphdef, one.params, one.model_state)
+        indices = next(self.infer_batches(batch_size))
+        return batch_size, self.classes(*self.prepared, self.inferred, indices)
 
     def wait(self, started: Any) -> None:
         jax.block_until_ready(started)
@@ -184,44 +194,41 @@ def make_config(job: protocol.Job) -> config_dict.ConfigDict:
 
 
 def make_data(job: protocol.Job, config: config_dict.ConfigDict, mesh: jax.sharding.Mesh) -> input_pipeline.Data:
-    """`input_pipeline.load`, but of the job's rows; inference goes over the first of them."""
+    """`input_pipeline.load`, but of the job's rows, and with none to evaluate."""
     images, labels = job.load_rows()
     if config.batch_size > len(images):
         raise protocol.RefusalError(
             f"batch_size is {config.batch_size}, but the train set has only {len(images)} images"
         )
-    inferred = np.arange(INFER_BATCHES * config.eval_batch_size) % len(images)
     describe = functools.partial(
         input_pipeline.Data,
         num_train=len(images),
         num_validation=0,
-        num_test=len(inferred),
+        num_test=0,
         batch_size=config.batch_size,
         watched=None,
         version="",
         sha256={},
-        test_labels=labels[inferred],
+        test_labels=labels[:0],
         selection=config.selection.to_dict(),
     )
     train = np.arange(len(images), dtype=np.int32)
     if job.pipeline == "grain":
         on_disk = np.load(job.train_images, mmap_mode="r")
-        dataset = fashion_mnist.Dataset(on_disk, labels, images[inferred], labels[inferred], "", {})
+        # One image to evaluate, since a split of none has no batches.
+        dataset = fashion_mnist.Dataset(on_disk, labels, images[:1], labels[:1], "", {})
         endless = config.copy_and_resolve_references()
         endless.num_epochs = 10**6
         return input_pipeline.streamed(endless, dataset, train, train[:0], mesh, describe)
-    train_rows, train_indices, eval_batches, seed = parallel.replicate(
+    train_rows, train_indices, seed = parallel.replicate(
         (
             input_pipeline.device_rows(images, labels),
             train,
-            input_pipeline.eval_calls(
-                images[inferred], labels[inferred], config.eval_batch_size, config.steps_per_call
-            ),
             np.arange(job.seeds, dtype=np.uint32) if job.seeds > 1 else np.uint32(config.seed),
         ),
         mesh,
     )
-    return describe(train_rows, train_indices, {"test": eval_batches}, seed)
+    return describe(train_rows, train_indices, {}, seed)
 
 
 def canonical_name(path: tuple[Any, ...]) -> str:

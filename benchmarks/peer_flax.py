@@ -263,7 +263,7 @@ class StockFlax:
         images, labels = job.load_rows()
         self.images, self.labels = jnp.asarray(images), jnp.asarray(labels)
         self.train_batches = protocol.shuffled_batches(len(images), job.batch_size)
-        self.infer_batches = protocol.consecutive_batches(len(images), job.infer_batch_size)
+        self.infer_batches = functools.cache(functools.partial(protocol.consecutive_batches, len(images)))
 
         def make_model() -> nnx.Module:
             return MODELS[job.model](dtype=jnp.dtype(job.dtype), rngs=nnx.Rngs(protocol.SEED), **job.arguments)
@@ -332,11 +332,8 @@ class StockFlax:
             np.zeros(self.job.batch_size, np.int32),
         )
         self.train_program = lowered.compile()
-        self.infer_program = (
-            jax.jit(self.infer)
-            .lower(self.params, self.batch_stats, self.images, np.zeros(self.job.infer_batch_size, np.int32))
-            .compile()
-        )
+        self.infer_program = jax.jit(self.infer)
+        self.wait(self.infer_step(self.job.infer_batch_size)[1])
         return (lowered.cost_analysis() or {}).get("flops", 0.0) / self.job.batch_size
 
     def train_step(self) -> tuple[int, Any]:
@@ -351,9 +348,9 @@ class StockFlax:
         )
         return self.job.batch_size, loss
 
-    def infer_step(self) -> tuple[int, Any]:
-        classes = self.infer_program(self.params, self.batch_stats, self.images, next(self.infer_batches))
-        return self.job.infer_batch_size, classes
+    def infer_step(self, batch_size: int) -> tuple[int, Any]:
+        indices = next(self.infer_batches(batch_size))
+        return batch_size, self.infer_program(self.params, self.batch_stats, self.images, indices)
 
     def peak_memory_bytes(self) -> int:
         statistics = jax.local_devices()[0].memory_stats()  # none on CPUs

@@ -8,6 +8,7 @@ import protocol
 if __name__ == "__main__":
     ANSWERS = protocol.claim_stdout()
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -182,7 +183,7 @@ class Keras:
         images, labels = job.load_rows()
         self.images, self.labels = tf.constant(images), tf.constant(labels)
         self.train_batches = protocol.shuffled_batches(len(images), job.batch_size)
-        self.infer_batches = protocol.consecutive_batches(len(images), job.infer_batch_size)
+        self.infer_batches = functools.cache(functools.partial(protocol.consecutive_batches, len(images)))
 
         inputs = keras.Input((28, 28, 1))
         self.model = keras.Model(inputs, MODELS[job.model](inputs, **job.arguments))
@@ -234,15 +235,15 @@ class Keras:
             return tf.function(step, input_signature=signature, jit_compile=JIT_COMPILE)
 
         self.train_program = program(self.train, self.job.batch_size)
-        self.infer_program = program(self.infer, self.job.infer_batch_size)
+        self.infer_program = functools.cache(functools.partial(program, self.infer))  # by batch size
         self.train_step()
-        self.infer_step()
+        self.infer_step(self.job.infer_batch_size)
 
     def train_step(self) -> tuple[int, Any]:
         return self.job.batch_size, self.train_program(next(self.train_batches))
 
-    def infer_step(self) -> tuple[int, Any]:
-        return self.job.infer_batch_size, self.infer_program(next(self.infer_batches))
+    def infer_step(self, batch_size: int) -> tuple[int, Any]:
+        return batch_size, self.infer_program(batch_size)(next(self.infer_batches(batch_size)))
 
     def peak_memory_bytes(self) -> int:
         return protocol.process_peak_memory_bytes()

@@ -11,6 +11,7 @@ import protocol
 if __name__ == "__main__":
     ANSWERS = protocol.claim_stdout()
 
+import functools
 import itertools
 import math
 import sys
@@ -312,7 +313,9 @@ class PyTorch:
         if job.selection.get("easy"):
             self.last_losses = torch.full((len(images),), math.inf, device=self.device)
         self.train_batches = shuffled_batches(len(images), job.batch_size, self.device)
-        self.infer_batches = consecutive_batches(len(images), job.infer_batch_size, self.device)
+        self.infer_batches = functools.cache(
+            functools.partial(consecutive_batches, len(images), device=self.device)
+        )
 
         self.model = MODELS[job.model](**job.arguments)
         weights = job.load_weights()
@@ -322,6 +325,7 @@ class PyTorch:
         self.optimizers = make_optimizers(self.model, job.optimizer, capturable=self.on_gpu)
         self.loss = self.model_loss
         self.classes = self.model_classes
+        self.graphs: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {}  # of inference, by batch size
         self.update = self.plain_update
 
         self.mode, dtype = job.variant.split("-")
@@ -375,11 +379,8 @@ class PyTorch:
         self.model.train()
         if self.mode == "graph":
             self.update = captured(self.plain_update, next(self.train_batches))
-            self.model.eval()
-            with torch.inference_mode():
-                self.classes = captured(self.classes, self.images[next(self.infer_batches)])
         self.wait(self.train_step()[1])  # compiles, or picks primitives and plans
-        self.wait(self.infer_step()[1])
+        self.wait(self.infer_step(self.job.infer_batch_size)[1])
 
     def train_step(self) -> tuple[int, Any]:
         self.model.train()
@@ -418,11 +419,15 @@ class PyTorch:
             images = torch.where(flipped, images.flip(2), images)
         return images
 
-    def infer_step(self) -> tuple[int, Any]:
-        self.model.eval()
+    def infer_step(self, batch_size: int) -> tuple[int, Any]:
+        if self.model.training:
+            self.model.eval()
+        images = self.images[next(self.infer_batches(batch_size))]
         with torch.inference_mode():
-            started = self.started(self.classes, self.images[next(self.infer_batches)])
-        return self.job.infer_batch_size, started
+            if self.mode == "graph" and batch_size not in self.graphs:
+                self.graphs[batch_size] = captured(self.classes, images)
+            started = self.started(self.graphs.get(batch_size, self.classes), images)
+        return batch_size, started
 
     def wait(self, started: Any) -> None:
         """On CPUs a step is done when its call returns."""

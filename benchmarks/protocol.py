@@ -15,7 +15,7 @@ Then every line in is a command and is answered by one line:
     {"do": "logits", "count": 64}   {"logits": [[10 numbers] ...]}: of the first train images, in evaluation mode
     {"do": "compile"}               {"compile_seconds": s, "flops_per_image": n or null}: compiles and warms up
     {"do": "train", "seconds": 2}   {"images": n, "seconds": s, "core_seconds": s}: real steps for at least so long
-    {"do": "infer", "seconds": 1}   the same, of forward passes
+    {"do": "infer", "seconds": 1, "batch_size": 32}   the same, of forward passes on so many images each
     {"do": "memory"}                {"peak_memory_bytes": n}
     {"do": "quit"}, or no line      none: the worker ends with exit code 0
 
@@ -36,6 +36,7 @@ This module needs no more than NumPy, so that it runs in every environment.
 
 import collections
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -163,8 +164,11 @@ class System(Protocol):
             Number of images, and what `wait` takes.
         """
 
-    def infer_step(self) -> tuple[int, Any]:
-        """Starts the prediction of the classes of the next images; returns as `train_step`."""
+    def infer_step(self, batch_size: int) -> tuple[int, Any]:
+        """Starts the prediction of the classes of the next images; returns as `train_step`.
+
+        What a batch size needs that `compile` did not prepare is prepared by its first steps.
+        """
 
     def wait(self, started: Any) -> None:
         """Returns when a started step is done."""
@@ -261,7 +265,8 @@ def serve(make_system: Callable[[Job], System], requests: Iterable[str], answers
         for line in requests:
             request = json.loads(line)
             if worker is None:
-                worker = Worker(make_system(Job(**request)))
+                job = Job(**request)
+                worker = Worker(make_system(job), job.infer_batch_size)
                 answer(worker.ready())
             elif request == {"do": "quit"}:
                 return 0
@@ -287,9 +292,11 @@ def one_line(error: Exception) -> str:
 class Worker:
     """Carries out commands on a system."""
 
-    def __init__(self, system: System):
+    def __init__(self, system: System, infer_batch_size: int):
         self.system = system
+        self.infer_batch_size = infer_batch_size
         self.is_warm = False
+        self.warm_batch_sizes = {infer_batch_size}  # of inference
 
     def ready(self) -> dict[str, Any]:
         """What the parent learns first."""
@@ -314,7 +321,7 @@ class Worker:
             case "train":
                 return self.measure(self.system.train_step, **arguments)
             case "infer":
-                return self.measure(self.system.infer_step, **arguments)
+                return self.infer(**arguments)
             case "memory":
                 return {"peak_memory_bytes": self.system.peak_memory_bytes()}
         raise ValueError(f"unknown command '{do}'")
@@ -324,11 +331,22 @@ class Worker:
         start = time.perf_counter()
         flops = self.system.compile()
         seconds = time.perf_counter() - start
-        for step in (self.system.train_step, self.system.infer_step):
-            for _ in range(WARM_UP_CALLS):
-                self.system.wait(step()[1])
+        self.warm_up(self.system.train_step)
+        self.warm_up(functools.partial(self.system.infer_step, self.infer_batch_size))
         self.is_warm = True
         return {"compile_seconds": seconds, "flops_per_image": flops}
+
+    def warm_up(self, step: Callable[[], tuple[int, Any]]) -> None:
+        for _ in range(WARM_UP_CALLS):
+            self.system.wait(step()[1])
+
+    def infer(self, seconds: float, batch_size: int) -> dict[str, Any]:
+        """Measures inference; a batch size that is new is warmed up off the clock."""
+        step = functools.partial(self.system.infer_step, batch_size)
+        if batch_size not in self.warm_batch_sizes:
+            self.warm_up(step)
+            self.warm_batch_sizes.add(batch_size)
+        return self.measure(step, seconds)
 
     def measure(self, step: Callable[[], tuple[int, Any]], seconds: float) -> dict[str, Any]:
         """Does whole steps until at least so many seconds are over.

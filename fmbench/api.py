@@ -125,8 +125,7 @@ class Classifier:
 
     def __init__(self, model: nnx.Module, description: dict[str, Any]) -> None:
         """Takes what `exported.load_model` returns."""
-        self._model = model
-        self._description = description
+        self._classify = inference.make_classifier(model, description)
         self.class_names: list[str] = list(description["class_names"])
         self.entry: str = description.get("entry", "")
 
@@ -142,10 +141,7 @@ class Classifier:
         if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
             raise UserError(f"images are {images.dtype} {images.shape}; they must be uint8 (n, 28, 28).")
         starts = range(0, len(images), inference.BATCH_SIZE)
-        parts = [
-            inference.classify(self._model, self._description, images[start : start + inference.BATCH_SIZE])
-            for start in starts
-        ]
+        parts = [self._classify(images[start : start + inference.BATCH_SIZE]) for start in starts]
         return np.concatenate([np.zeros((0, len(self.class_names)), np.float32), *parts])
 
 

@@ -5,11 +5,13 @@ of every order and mode, and `jax.checkpoint`, stay within them; `jax.vmap` does
 and takes XLA's convolution where it doesn't.
 
 Where they run is decided when a program is lowered. XLA's convolution is taken for other platforms than CPUs, by
-`jax.export` (whose programs may run where no oneDNN is), for empty arrays, and where oneDNN has no implementation.
+`jax.export` (whose programs may run where no oneDNN is), for empty arrays, where oneDNN has no implementation, and
+in inference, which is where nothing is differentiated, if it was measured to be the faster.
 """
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,9 @@ from jax.interpreters import ad, batching, mlir
 from fmbench.layers import onednn
 from fmbench.layers.onednn import Window
 from fmbench.layers.sharding import vary_alike
+
+SMALL = 6_000_000  # multiplications for one image
+FEW_INPUTS = 64  # channels
 
 
 def convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, window: Window, relu: bool) -> jax.Array:
@@ -37,14 +42,33 @@ def convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, window:
         (batch, height, width, outputs), of the same dtype.
     """
     arrays = vary_alike(*((x, kernel) if bias is None else (x, kernel, bias)))
-    return convolution_p.bind(*arrays, window=window, relu=relu)[0]
+    return convolution_p.bind(*arrays, window=window, relu=relu, inference=True)[0]
 
 
-def _convolution_in_onednn(x, kernel, bias=None, *, window, relu):
+def _bind(*arrays: jax.Array, window: Window, relu: bool = False) -> list[jax.Array]:
+    """Convolution as a part of derivatives."""
+    return convolution_p.bind(*arrays, window=window, relu=relu, inference=False)
+
+
+def is_faster_in_xla(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
+    """Whether inference convolves faster in XLA than in oneDNN, by the table in docs/speed.md.
+
+    Alone XLA's convolution never is the faster, but it fuses with what comes before and after it, and its threads
+    need not be woken. It copies images that are padded.
+    """
+    batch, height, width, inputs = x.shape
+    if batch == 1:
+        return math.prod(window.output_size(height, width)) * kernel.size <= SMALL
+    return x.dtype == jnp.float32 and inputs <= FEW_INPUTS and not any(map(any, window.padding))
+
+
+def _convolution_in_onednn(x, kernel, bias=None, *, window, relu, inference):
+    del inference
     return [onednn.convolution(x, kernel, bias, window, relu=relu)]
 
 
-def _convolution_in_xla(x, kernel, bias=None, *, window, relu):
+def _convolution_in_xla(x, kernel, bias=None, *, window, relu, inference):
+    del inference
     layout = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(
         kept_apart(x), kernel, window.strides, window.padding, dimension_numbers=layout
@@ -125,7 +149,9 @@ def _primitive(name: str, in_onednn: Callable, in_xla: Callable) -> Primitive:
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Any:
         empty = any(0 in aval.shape for aval in (*context.avals_in, *context.avals_out))
-        if empty or context.module_context.lowering_parameters.for_export:
+        exported = context.module_context.lowering_parameters.for_export
+        infers = params.get("inference", False)
+        if empty or exported or (infers and is_faster_in_xla(*context.avals_in[:2], params["window"])):
             return lower_to_xla(context, *arrays, **params)
         try:
             return lower_to_onednn(context, *arrays, **params)
@@ -163,7 +189,7 @@ def _convolved(x: Any, kernel: Any, bias: Any, window: Window) -> list[Any]:
     """Convolution with a kernel and a bias of which either may be zero; nothing if both are."""
     if not _is_zero(kernel):
         arrays = (x, kernel) if _is_zero(bias) else (x, kernel, bias)
-        return convolution_p.bind(*arrays, window=window, relu=False)
+        return _bind(*arrays, window=window)
     if _is_zero(bias):
         return []
     size = window.output_size(*x.shape[1:3])
@@ -175,18 +201,19 @@ def _sum(terms: list[Any], array: jax.Array) -> Any:
     return functools.reduce(jnp.add, terms) if terms else ad.Zero(jax.typeof(array).to_tangent_aval())
 
 
-def _convolution_jvp(arrays, tangents, *, window, relu):
-    (y,) = convolution_p.bind(*arrays, window=window, relu=relu)
+def _convolution_jvp(arrays, tangents, *, window, relu, inference):
+    del inference  # that it is not
+    (y,) = _bind(*arrays, window=window, relu=relu)
     x, kernel, *_ = arrays
     x_tangent, kernel_tangent, bias_tangent = (*tangents, None)[:3]
-    terms = [] if _is_zero(x_tangent) else convolution_p.bind(x_tangent, kernel, window=window, relu=False)
+    terms = [] if _is_zero(x_tangent) else _bind(x_tangent, kernel, window=window)
     terms += _convolved(x, kernel_tangent, bias_tangent, window)
     tangent = _sum(terms, y)
     return [y], [jnp.where(y > 0, tangent, 0) if relu and not _is_zero(tangent) else tangent]
 
 
-def _convolution_transpose(cotangents, x, kernel, *bias, window, relu):
-    del relu  # only linear ones are transposed
+def _convolution_transpose(cotangents, x, kernel, *bias, window, relu, inference):
+    del relu, inference  # only linear ones are transposed
     (y_grad,) = cotangents
     grads: list[Any] = [None] * (2 + len(bias))
     if _is_zero(y_grad):
@@ -219,7 +246,7 @@ def _input_grad_transpose(cotangents, y_grad, kernel, *, size, window):
     if _is_zero(x):
         return [None, None]
     if ad.is_undefined_primal(y_grad):
-        return [*convolution_p.bind(x, kernel, window=window, relu=False), None]
+        return [*_bind(x, kernel, window=window), None]
     return [None, *kernel_grad_p.bind(x, y_grad, window=window, use_bias=False)]
 
 

@@ -21,6 +21,7 @@ from fmbench.throughput.measurements import (
     json_path,
     median,
     read_all,
+    small_infer_speeds,
     train_speeds,
 )
 
@@ -178,7 +179,8 @@ other systems, on one machine. Each system is a process of its own. All start fr
 the same number of parameters and give the same logits before they are timed; one that does not, fails, or would
 leave out a part of the step says so in its row. Then they take turns: in each round every system trains for some
 seconds on shuffled rows of the real train set (gather, normalise, forward, backward with dropout, update) and
-classifies for half as long, while the others wait; the order changes from round to round. Numbers are medians
+classifies for half as long in batches of the size said, and for an eighth in batches of 1 and of 32 images, while
+the others wait; the order changes from round to round. Numbers are medians
 over the rounds with (min-max). "fmbench is" says how many times as fast fmbench in float32 is, as the ratio of
 medians of the same run. Targets stand by the machine that they were measured on. Core-seconds are processor time,
 which a busy machine stretches less than wall seconds, but does; so they are compared within a run alone. In
@@ -325,16 +327,18 @@ def _model_conditions(name: str, model: ModelThroughput) -> str:
 
 
 def _model_table(model: ModelThroughput) -> str:
+    sizes = sorted({size for row in model.rows for size in row.small_infer_images_per_sec})
     lines = [
-        "| system | training, images/s | fmbench is | inference, images/s | fmbench is | core-s / 1,000 images "
+        "| system | training, images/s | fmbench is | inference, images/s | fmbench is "
+        f"{''.join(f'| in batches of {size:,} | fmbench is ' for size in sizes)}| core-s / 1,000 images "
         "| GFLOP/s | of matmul, % | GB/s | of roofline, % | peak memory, MB | compile cold / warm, s "
         "| logits differ by |",
-        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"|:--|{'--:|' * (12 + 2 * len(sizes))}",
     ]
     for row in model.rows:
         name = f"{row.system} {row.dtype}"
         if row.failure is not None:
-            lines.append(_line([name, _failure(row), *[""] * 11]))
+            lines.append(_line([name, _failure(row), *[""] * (11 + 2 * len(sizes))]))
             continue
         compiling = [row.compile_seconds_cold, row.compile_seconds_warm]
         cells = [
@@ -343,6 +347,11 @@ def _model_table(model: ModelThroughput) -> str:
             _times(model.ratio(row, train_speeds)),
             _spread(row.infer_images_per_sec),
             _times(model.ratio(row, infer_speeds)),
+            *(
+                cell
+                for speeds in map(small_infer_speeds, sizes)
+                for cell in (_spread(speeds(row)), _times(model.ratio(row, speeds)))
+            ),
             _number(median(row.train_core_seconds_per_1000)),
             _giga(model.flops_per_sec(row)),
             _percent(model.matmul_share(row)),

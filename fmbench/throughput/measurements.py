@@ -59,7 +59,8 @@ class Row(_Strict):
     bytes_per_image: Positive | None = None  # the least memory traffic of a training step, where it was counted
     train_images_per_sec: list[Positive] = []
     train_core_seconds_per_1000: list[Seconds] = []  # images
-    infer_images_per_sec: list[Positive] = []
+    infer_images_per_sec: list[Positive] = []  # in batches of the model's infer_batch_size
+    small_infer_images_per_sec: dict[int, list[Positive]] = {}  # by batch size; none in old measurements
     compile_seconds_cold: Seconds | None = None
     compile_seconds_warm: Seconds | None = None  # for systems whose compile cache is kept between processes
     peak_memory_bytes: Count | None = None
@@ -141,10 +142,16 @@ def better_ways(rows: list[Row]) -> list[Row]:
         if measured := [row for row in ways if row.failure is None]:
             train = max(measured, key=lambda row: median(train_speeds(row)) or 0.0)
             infer = max(measured, key=lambda row: median(infer_speeds(row)) or 0.0)
+            sizes = {size for row in measured for size in row.small_infer_images_per_sec}
+            small = {size: [row.small_infer_images_per_sec.get(size, []) for row in measured] for size in sizes}
             cheapest = min(measured, key=lambda row: median(row.train_core_seconds_per_1000) or math.inf)
             ways[0] = train.model_copy(
                 update={
                     "infer_images_per_sec": infer.infer_images_per_sec,
+                    "small_infer_images_per_sec": {
+                        size: max(ways_speeds, key=lambda speeds: median(speeds) or 0.0)
+                        for size, ways_speeds in sorted(small.items())
+                    },
                     "train_core_seconds_per_1000": cheapest.train_core_seconds_per_1000,
                 }
             )
@@ -273,6 +280,12 @@ def summary(measured: ModelThroughput, row: Row) -> dict[str, Any]:
         "infer_images_per_sec_min": min(row.infer_images_per_sec, default=None),
         "infer_images_per_sec_max": max(row.infer_images_per_sec, default=None),
         "infer_ratio": measured.ratio(row, infer_speeds),
+        "small_infer_images_per_sec": {
+            size: median(speeds) for size, speeds in row.small_infer_images_per_sec.items()
+        },
+        "small_infer_ratio": {
+            size: measured.ratio(row, small_infer_speeds(size)) for size in row.small_infer_images_per_sec
+        },
         "core_seconds_per_1000": median(row.train_core_seconds_per_1000),
         "flops_per_image": measured.flops_per_image,
         "train_flops_per_sec": measured.flops_per_sec(row),
@@ -305,3 +318,8 @@ def train_speeds(row: Row) -> list[float]:
 
 def infer_speeds(row: Row) -> list[float]:
     return row.infer_images_per_sec
+
+
+def small_infer_speeds(batch_size: int) -> Callable[[Row], list[float]]:
+    """What takes a row's speeds of inference in batches of this size, of which there may be none."""
+    return lambda row: row.small_infer_images_per_sec.get(batch_size, [])

@@ -27,6 +27,7 @@ from fmbench.throughput.workers import (
 )
 
 PAUSE = 0.25  # seconds between two workers: the threads of some libraries spin for a while after their work
+SMALL_BATCH_SIZES = (1, 32)  # of inference, beside the model's own
 LOGITS = 64  # images on which the systems have to agree
 
 
@@ -96,18 +97,25 @@ class Entrant:
             self.row["compile_seconds_cold"] = self.compile()
 
     def train(self, seconds: float) -> None:
-        if work := self._work("train", seconds):
+        self._pause()
+        if work := self.ask({"do": "train", "seconds": seconds}, Work):
             self._note("train_images_per_sec", work.images / work.seconds)
             self._note("train_core_seconds_per_1000", 1000 * work.core_seconds / work.images)
 
     def infer(self, seconds: float) -> None:
-        if work := self._work("infer", seconds):
+        """In batches of the model's size for so long, and of each small one for a quarter of that."""
+        self._pause()
+        size = self.job["infer_batch_size"]
+        if work := self.ask({"do": "infer", "seconds": seconds, "batch_size": size}, Work):
             self._note("infer_images_per_sec", work.images / work.seconds)
+        for size in SMALL_BATCH_SIZES:
+            if work := self.ask({"do": "infer", "seconds": seconds / 4, "batch_size": size}, Work):
+                speeds = self.row.setdefault("small_infer_images_per_sec", {})
+                speeds.setdefault(size, []).append(work.images / work.seconds)
 
-    def _work(self, do: str, seconds: float) -> Work | None:
+    def _pause(self) -> None:
         if self.worker is not None:
             time.sleep(PAUSE)
-        return self.ask({"do": do, "seconds": seconds}, Work)
 
     def _note(self, field: str, number: float) -> None:
         self.row.setdefault(field, []).append(number)
@@ -118,7 +126,10 @@ class Entrant:
             self.row["peak_memory_bytes"] = memory.peak_memory_bytes
         self.stop()
         if self.failure is not None:
-            measured = ("train_images_per_sec", "train_core_seconds_per_1000", "infer_images_per_sec")
+            measured = (
+                *("train_images_per_sec", "train_core_seconds_per_1000"),
+                *("infer_images_per_sec", "small_infer_images_per_sec"),
+            )
             self.row = {field: value for field, value in self.row.items() if field not in measured}
         return Row(**self.row, failure=self.failure)
 

@@ -69,11 +69,15 @@ def main() -> None:
     command, how = json.loads(os.environ["FAKE_WORKERS"]).get(who, ("", ""))
     rounds = 0
 
-    def obey(do: str, seconds: float = 0.0) -> dict:
+    def obey(do: str, seconds: float = 0.0, batch_size: int = 0) -> dict:
         nonlocal rounds
         with Path(os.environ["FAKE_WORKERS_LOG"]).open("a") as log:
             log.write(
-                json.dumps({"who": who, "do": do, "seconds": seconds, "pid": os.getpid(), **environ(), **job})
+                json.dumps(
+                    {"who": who, "do": do, "seconds": seconds, "size": batch_size, "pid": os.getpid()}
+                    | environ()
+                    | job
+                )
                 + "\n"
             )
         if command in (do, f"{do} {job['model']}", f"{do} {os.environ.get('XLA_FLAGS')}"):
@@ -105,7 +109,8 @@ def main() -> None:
                     }
                 return {"images": images, "seconds": 1.0, "core_seconds": 2.0}
             case "infer":
-                return {"images": 10 * SPEEDS[NAME], "seconds": 1.0, "core_seconds": 2.0}
+                per_image = {1: 1, 32: 5}.get(batch_size, 10)
+                return {"images": per_image * SPEEDS[NAME], "seconds": 1.0, "core_seconds": 2.0}
             case "memory":
                 return {"peak_memory_bytes": job["copies"] * job["seeds"] * 10**8}
         raise ValueError(do)
@@ -113,7 +118,7 @@ def main() -> None:
     answer(obey("job"))
     for line in sys.stdin:
         request = json.loads(line)
-        answer(obey(request["do"], request.get("seconds", 0.0)))
+        answer(obey(request["do"], request.get("seconds", 0.0), request.get("batch_size", 0)))
 
 
 if __name__ == "__main__":

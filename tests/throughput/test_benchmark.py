@@ -152,15 +152,17 @@ def test_systems_take_turns_in_an_order_that_rotates(run, log):
         ("peer_torch compile-float32", "", ""),
         ("peer_torch compile-float32", "PASSIVE", ""),
     ]
-    for do, seconds in (("train", 2.0), ("infer", 1.0)):
+    for do, seconds, size in (("train", 2.0, 0), ("infer", 1.0, 1000), ("infer", 0.25, 1), ("infer", 0.25, 32)):
         turns = [
             ((entry["who"], entry["OMP_WAIT_POLICY"], entry["XLA_FLAGS"]), entry["seconds"])
             for entry in log()
-            if entry["do"] == do
+            if (entry["do"], entry["size"]) == (do, size)
         ]
         expected = names + names[1:] + names[:1] + names[2:] + names[:2]
         assert turns == [(name, seconds) for name in expected]
-    assert [entry["do"] for entry in log()][-28:-7] == ["infer"] * 7 + ["train"] * 7 + ["infer"] * 7
+    done = [(entry["do"], entry["size"]) for entry in log()][-56:-7]
+    infer = [("infer", size) for size in (1000, 1, 32)] * 7
+    assert done == infer + [("train", 0)] * 7 + infer
     assert [entry["do"] for entry in log()][-7:] == ["memory"] * 7
 
 
@@ -175,6 +177,35 @@ def test_a_peer_has_the_better_numbers_of_both_ways_to_wait(run, results_dir):
     assert [(way.wait_policy, way.train_images_per_sec[0]) for way in ways] == [("", 3000), ("PASSIVE", 2400)]
     assert [way.train_core_seconds_per_1000[0] for way in ways] == [2 / 3, 1 / 3]
     assert not any(way.wait_policy for way in measured.ways if way.system in ("fmbench", "stock Flax"))
+
+
+def test_small_batches_have_columns_of_their_own_where_they_were_measured(run, results_dir):
+    assert run(*FLOAT32)[0] == 0
+    measured = read_measurements(results_dir)
+    model = measured.models["mlp"]
+    assert model.rows[0].small_infer_images_per_sec == {1: [6000] * 3, 32: [30000] * 3}
+    page = throughput.render({"cpu": measured})
+    assert "| in batches of 1 | fmbench is | in batches of 32 | fmbench is |" in page
+    assert "| 2,000 (2,000-2,000) | 3.00x | 10,000 (10,000-10,000) | 3.00x |" in page
+    old = [row.model_copy(update={"small_infer_images_per_sec": {}}) for row in model.rows]
+    both = measured.model_copy(update={"models": {"mlp": model, "old": model.model_copy(update={"rows": old})}})
+    tables = throughput.render({"cpu": both}).partition("### old")
+    assert "in batches of 1 |" in tables[0] and "in batches of 1 |" not in tables[2]
+    for table_of in tables[::2]:
+        lines = [
+            line
+            for line in table_of.splitlines()
+            if line.startswith(("| system", "|:--|--:|--:|--:|--:|--:|--:", "| stock"))
+        ]
+        assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_peer_has_the_better_of_both_ways_at_each_batch_size(run, results_dir):
+    assert run(*models("--peers=keras", "--dtype=float32"))[0] == 0
+    keras = [row for row in read_measurements(results_dir).models["mlp"].ways if row.system == "Keras"]
+    speeds = ({1: [10.0], 32: [9.0]}, {1: [8.0], 32: [11.0]})
+    ways = [row.model_copy(update={"small_infer_images_per_sec": s}) for row, s in zip(keras, speeds, strict=True)]
+    assert better_ways(ways)[0].small_infer_images_per_sec == {1: [10.0], 32: [11.0]}
 
 
 def test_a_peer_that_fails_one_way_has_the_other(run, results_dir, monkeypatch):
@@ -248,11 +279,12 @@ def test_row_has_medians_spread_and_ratios_of_medians(run, results_dir):
     assert list(rows)[:2] == ["fmbench float32", "stock Flax float32"]
     # 12,000 images/s at 1 MFLOP are 12 GFLOP/s of 100; at 2 MB 24 GB/s of 50, which is the nearer limit.
     assert rows["fmbench float32"] == [
-        *("12,000 (6,000-18,000)", "1.00x", "60,000 (60,000-60,000)", "1.00x", "0.167"),
+        *("12,000 (6,000-18,000)", "1.00x", "60,000 (60,000-60,000)", "1.00x"),
+        *("6,000 (6,000-6,000)", "1.00x", "30,000 (30,000-30,000)", "1.00x", "0.167"),
         *("12", "12.0", "24", "48.0", "100", "8.0 / 1.0", "-"),
     ]
     assert rows["stock Flax float32"][:4] == ["4,000 (2,000-6,000)", "3.00x", "20,000 (20,000-20,000)", "3.00x"]
-    assert rows["PyTorch compile float32"][10] == "8.0 / -"  # its cache is as new as the others', and not kept
+    assert rows["PyTorch compile float32"][14] == "8.0 / -"  # its cache is as new as the others', and not kept
 
 
 def test_dtypes_and_peers_that_were_asked_for_and_always_the_yardstick(run, results_dir):
@@ -261,7 +293,7 @@ def test_dtypes_and_peers_that_were_asked_for_and_always_the_yardstick(run, resu
     names = ["fmbench float32", "fmbench bfloat16", *flax, "Keras bfloat16"]
     rows = table(results_dir, "mlp")
     assert list(rows) == names
-    assert rows["fmbench bfloat16"][6] == "24.0"  # of the bfloat16 product
+    assert rows["fmbench bfloat16"][10] == "24.0"  # of the bfloat16 product
 
 
 def test_caches_of_the_workers_are_copies_without_compiled_programs(tmp_path, monkeypatch):
@@ -348,7 +380,7 @@ def test_a_system_that_fails_says_why_and_the_rest_goes_on(run, results_dir, mon
     assert code == 0
     assert time.perf_counter() - start < 30  # fake workers hang for a minute
     rows = table(results_dir, "mlp")
-    assert rows["stock Flax float32"] == [reason, *[""] * 11]
+    assert rows["stock Flax float32"] == [reason, *[""] * 15]
     assert rows["fmbench float32"][0] == "12,000 (6,000-18,000)"
     assert f"stock Flax float32 failed: {reason}".replace("\\", "") in stderr
 
@@ -424,6 +456,8 @@ def test_json_goes_to_standard_output_alone_and_to_no_file(run, results_dir):
         "train_ratio": 1.5,
         "infer_images_per_sec": 40000,
         "infer_ratio": 1.5,
+        "small_infer_images_per_sec": {"1": 4000, "32": 20000},
+        "small_infer_ratio": {"1": 1.5, "32": 1.5},
         "core_seconds_per_1000": 0.25,
         "train_flops_per_sec": 8e9,
         "matmul_share": 0.08,

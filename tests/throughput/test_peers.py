@@ -138,9 +138,9 @@ class Sleepy:
         self.calls.append("train")
         return 5, len(self.calls)
 
-    def infer_step(self):
-        self.calls.append("infer")
-        return 3, len(self.calls)
+    def infer_step(self, batch_size):
+        self.calls.append("infer" if batch_size == 64 else f"infer {batch_size}")
+        return batch_size, len(self.calls)
 
     def wait(self, started) -> None:
         self.calls.append(f"waited for {started}")
@@ -161,7 +161,7 @@ def test_conversation(make_job):
         {"do": "logits", "count": 2},
         {"do": "compile"},
         {"do": "train", "seconds": 0},
-        {"do": "infer", "seconds": 0.01},
+        {"do": "infer", "seconds": 0.01, "batch_size": 3},
         {"do": "memory"},
         {"do": "quit"},
         {"do": "never read"},
@@ -177,7 +177,7 @@ def test_conversation(make_job):
 
 
 def test_no_step_is_left_unfinished(make_job):
-    worker = protocol.Worker(system := Sleepy(protocol.Job(**make_job("mlp"))))
+    worker = protocol.Worker(system := Sleepy(protocol.Job(**make_job("mlp"))), 64)
     worker.obey("compile")
     worker.obey("train", seconds=0.001)
     started = system.calls.count("train") + system.calls.count("infer")
@@ -540,7 +540,7 @@ for line in sys.stdin:
     system = peer_torch.PyTorch(protocol.Job(**json.loads(line)))
     with OnMeta():
         system.train_step()
-        system.infer_step()
+        system.infer_step(8)
     for optimizer in system.optimizers:
         if hasattr(optimizer, "steps_done"):
             assert optimizer.steps_done.device.type == "meta"
@@ -596,7 +596,7 @@ peer_torch.make_optimizers = lambda *arguments, capturable: plain(*arguments) if
 for line in sys.stdin:
     notes.clear(), tf32.clear()
     system = peer_torch.PyTorch(protocol.Job(**json.loads(line)))
-    worker = protocol.Worker(system)
+    worker = protocol.Worker(system, 8)
     worker.obey("logits", count=3)
     assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
     worker.obey("compile")
@@ -668,14 +668,15 @@ def test_worker_learns(make_job, monkeypatch, tmp_path, script, variant):
         skip_without(peer)
     monkeypatch.setenv("FMBENCH_CACHE", str(tmp_path))
     job = make_job("mlp", variant=variant)
-    ready, before, compiled, trained, inferred, after, memory = start_worker(
+    ready, before, compiled, trained, inferred, one_by_one, after, memory = start_worker(
         peer_python(peer) if peer in ("torch", "keras") else Path(sys.executable),
         script,
         job,
         {"do": "logits", "count": 100},
         {"do": "compile"},
         {"do": "train", "seconds": 0.3},
-        {"do": "infer", "seconds": 0.01},
+        {"do": "infer", "seconds": 0.01, "batch_size": 64},
+        {"do": "infer", "seconds": 0.01, "batch_size": 1},
         {"do": "logits", "count": 100},
         {"do": "memory"},
     )
@@ -685,7 +686,7 @@ def test_worker_learns(make_job, monkeypatch, tmp_path, script, variant):
     assert loss_after < loss_before
     assert compiled["compile_seconds"] > 0
     assert trained["images"] % 32 == 0 and trained["seconds"] >= 0.3 and trained["core_seconds"] > 0
-    assert inferred["images"] % 64 == 0
+    assert inferred["images"] % 64 == 0 and one_by_one["images"] > 0
     assert memory["peak_memory_bytes"] > 50e6
 
 
@@ -699,8 +700,8 @@ def test_fmbench_infers_and_trains_what_it_counts(make_job):
     """On the suite's eight devices."""
     system = fmbench_itself.FmbenchItself(protocol.Job(**make_job("mlp")))
     system.compile()
-    assert (system.train_step()[0], system.infer_step()[0]) == (32, 64)
-    assert system.infer_step()[1]["predictions"].shape == (1, 64)
+    assert (system.train_step()[0], system.infer_step(64)[0]) == (32, 64)
+    assert system.infer_step(3)[1].shape == (3,)
     assert int(system.state.step) == 1
 
 
@@ -740,7 +741,7 @@ def test_several_seeds_train_in_one_program_and_all_their_images_count(make_job)
     assert (three.num_params, three.bytes_per_image) == (one.num_params, one.bytes_per_image)
     assert [system.train_step()[0] for system in (one, three)] == [32, 96]
     assert three.state.step.tolist() == [1, 1, 1]
-    assert three.infer_step()[0] == one.infer_step()[0]
+    assert three.infer_step(8)[0] == one.infer_step(8)[0] == 8
 
 
 def test_weights_file(tmp_path, monkeypatch):
