@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from fmbench.layers import onednn
+from fmbench.layers import onednn, winograd
 from fmbench.layers.onednn import Window
 from fmbench.layers.sharding import vary_alike
 
@@ -62,9 +62,15 @@ def is_faster_in_xla(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
     return x.dtype == jnp.float32 and inputs <= FEW_INPUTS and not any(map(any, window.padding))
 
 
-def _convolution_in_onednn(x, kernel, bias=None, *, window, relu, inference):
+def _library(images: jax.Array, kernel_shape: Sequence[int], window: Window) -> Any:
+    """winograd or onednn, which have the same functions."""
+    *_, inputs, outputs = kernel_shape
+    return winograd if winograd.takes(window, images.dtype, inputs, outputs) else onednn
+
+
+def _convolution_in_library(x, kernel, bias=None, *, window, relu, inference):
     del inference
-    return [onednn.convolution(x, kernel, bias, window, relu=relu)]
+    return [_library(x, kernel.shape, window).convolution(x, kernel, bias, window, relu=relu)]
 
 
 def _convolution_in_xla(x, kernel, bias=None, *, window, relu, inference):
@@ -88,9 +94,9 @@ def kept_apart(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
-def _input_grad_in_onednn(y_grad, kernel, *, size, window):
+def _input_grad_in_library(y_grad, kernel, *, size, window):
     shape = (y_grad.shape[0], *size, kernel.shape[2])
-    return [onednn.convolution_input_grad(y_grad, kernel, shape, window)]
+    return [_library(y_grad, kernel.shape, window).convolution_input_grad(y_grad, kernel, shape, window)]
 
 
 def _input_grad_in_xla(y_grad, kernel, *, size, window):
@@ -107,8 +113,9 @@ def _input_grad_in_xla(y_grad, kernel, *, size, window):
     ]
 
 
-def _kernel_grad_in_onednn(x, y_grad, *, window, use_bias):
-    kernel_grad, bias_grad = onednn.convolution_kernel_grad(x, y_grad, window, use_bias=use_bias)
+def _kernel_grad_in_library(x, y_grad, *, window, use_bias):
+    library = _library(x, (x.shape[-1], y_grad.shape[-1]), window)
+    kernel_grad, bias_grad = library.convolution_kernel_grad(x, y_grad, window, use_bias=use_bias)
     grads = [kernel_grad] if bias_grad is None else [kernel_grad, bias_grad]
     return [grad.astype(x.dtype) for grad in grads]
 
@@ -133,7 +140,7 @@ def _by_axis(size: Sequence[int], output_size: Sequence[int], window: Window):
     return zip(size, output_size, window.size, window.strides, window.padding, strict=True)
 
 
-def _primitive(name: str, in_onednn: Callable, in_xla: Callable) -> Primitive:
+def _primitive(name: str, in_library: Callable, in_xla: Callable) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
 
@@ -145,7 +152,7 @@ def _primitive(name: str, in_onednn: Callable, in_xla: Callable) -> Primitive:
     primitive.def_abstract_eval(
         lambda *avals, **params: jax.make_jaxpr(functools.partial(in_xla, **params))(*avals).out_avals
     )
-    lower_to_onednn, lower_to_xla = (mlir.lower_fun(f, multiple_results=True) for f in (in_onednn, in_xla))
+    lower_to_library, lower_to_xla = (mlir.lower_fun(f, multiple_results=True) for f in (in_library, in_xla))
 
     def lower_on_cpu(context: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Any:
         empty = any(0 in aval.shape for aval in (*context.avals_in, *context.avals_out))
@@ -154,7 +161,7 @@ def _primitive(name: str, in_onednn: Callable, in_xla: Callable) -> Primitive:
         if empty or exported or (infers and is_faster_in_xla(*context.avals_in[:2], params["window"])):
             return lower_to_xla(context, *arrays, **params)
         try:
-            return lower_to_onednn(context, *arrays, **params)
+            return lower_to_library(context, *arrays, **params)
         except onednn.UnimplementedError:
             return lower_to_xla(context, *arrays, **params)
 
@@ -176,9 +183,9 @@ def _primitive(name: str, in_onednn: Callable, in_xla: Callable) -> Primitive:
     return primitive
 
 
-convolution_p = _primitive("convolution", _convolution_in_onednn, _convolution_in_xla)
-input_grad_p = _primitive("convolution_input_grad", _input_grad_in_onednn, _input_grad_in_xla)
-kernel_grad_p = _primitive("convolution_kernel_grad", _kernel_grad_in_onednn, _kernel_grad_in_xla)
+convolution_p = _primitive("convolution", _convolution_in_library, _convolution_in_xla)
+input_grad_p = _primitive("convolution_input_grad", _input_grad_in_library, _input_grad_in_xla)
+kernel_grad_p = _primitive("convolution_kernel_grad", _kernel_grad_in_library, _kernel_grad_in_xla)
 
 
 def _is_zero(array: Any) -> bool:

@@ -110,7 +110,7 @@ class _Library:
         return c_void_p(self._library.dnnl_primitive_desc_query_md(primitive_desc, c_int(what), c_int(0)))
 
 
-def _once(make: _Function) -> _Function:
+def once(make: _Function) -> _Function:
     """`functools.cache` for programs that are lowered on several threads at once: none makes what another does."""
     cached = functools.cache(make)
 
@@ -128,7 +128,7 @@ def library() -> _Library | None:
     return _load()
 
 
-@_once
+@once
 def _load() -> _Library | None:
     try:
         files = importlib.metadata.files(PACKAGE) or []
@@ -236,6 +236,11 @@ def _kernel_in_any_layout(shape: Sequence[int], dtype: str) -> c_void_p:
     return _onednn().new("memory_desc_create_with_tag", *arguments)
 
 
+def mutex() -> ctypes.Array[Any]:
+    """What a call holds: one runs at a time, as they share memories and cores."""
+    return _onednn().mutex
+
+
 def _onednn() -> _Library:
     loaded = library()
     if loaded is None:
@@ -338,7 +343,7 @@ def _convolution_descs(
     return _ConvolutionDescs(x, kernel, bias, y, forward)
 
 
-@_once
+@once
 def _convolution(
     x_shape: tuple[int, ...],
     kernel_shape: tuple[int, ...],
@@ -359,7 +364,7 @@ def _convolution(
     return _register(name, [x, kernel, bias], [y], primitives)
 
 
-@_once
+@once
 def _convolution_input_grad(
     x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], window: Window, dtype: str
 ) -> str:
@@ -388,7 +393,7 @@ def _convolution_input_grad(
     return _register(name, [y_grad, kernel], [x_grad], primitives)
 
 
-@_once
+@once
 def _convolution_kernel_grad(
     x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], window: Window, dtype: str, use_bias: bool
 ) -> str:

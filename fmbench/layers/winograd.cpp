@@ -27,7 +27,7 @@
 typedef float Vec __attribute__((vector_size(64), aligned(4)));
 
 extern "C" struct Convolution {
-  int64_t batch, height, width, inputs, outputs, padding, relu, threads;
+  int64_t batch, height, width, inputs, outputs, padding, relu, threads;  // threads: 0 for as many as OpenMP has
   float *x, *kernel, *bias, *y;  // of the gradients, what is not given is written
   double seconds[3];             // of the first thread: transforms to the products, products, transforms from them
 };
@@ -329,6 +329,11 @@ inline void add_product(const float *v, int64_t v_row, const float *z, int64_t t
 
 double now() { return omp_get_wtime(); }
 
+Convolution with_threads(Convolution call) {
+  if (!call.threads) call.threads = omp_get_max_threads();
+  return call;
+}
+
 }  // namespace
 
 extern "C" {
@@ -341,7 +346,7 @@ int winograd_place(Convolution *call, float *array, int which) {
 
 // y = x * kernel + bias (if there is one), and then ReLU (if wanted). 1 if there is no code for so many channels.
 int winograd_forward(Convolution *call) {
-  const Convolution c = *call;
+  const Convolution c = with_threads(*call);
   const Tiling tiling(c);
   const Products products = products_for(c.inputs);
   if (!products || c.outputs % PANEL) return 1;
@@ -405,7 +410,7 @@ int winograd_forward(Convolution *call) {
 
 // x = the gradient with respect to it, of y and kernel.
 int winograd_input_grad(Convolution *call) {
-  const Convolution c = *call;
+  const Convolution c = with_threads(*call);
   const Tiling tiling(c);
   const Products products = products_for(c.outputs);
   if (!products || c.inputs % PANEL) return 1;
@@ -477,7 +482,7 @@ int winograd_input_grad(Convolution *call) {
 
 // kernel, and bias if there is one, = the gradients with respect to them, of x and y.
 int winograd_kernel_grad(Convolution *call) {
-  const Convolution c = *call;
+  const Convolution c = with_threads(*call);
   const Tiling tiling(c);
   if (c.inputs % PANEL || c.outputs % PANEL) return 1;
   const int64_t block = LEAST_TILES, v_plane = plane_of(block, c.inputs), z_plane = plane_of(block, c.outputs);
