@@ -84,7 +84,8 @@ def main() -> None:
     group.add_argument(
         "--distributed",
         action="store_true",
-        help="join the others; where the cluster does not say it (SLURM, Open MPI, Kubernetes, Cloud TPUs), with:",
+        help="join the others; where neither JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID nor "
+        "the cluster (SLURM, Open MPI, Kubernetes, Cloud TPUs) say how, with:",
     )
     group.add_argument("--coordinator_address", metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--num_processes", type=int, metavar="N", help="of the run")
