@@ -19,7 +19,7 @@ import shutil
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import config_dict
 
@@ -84,7 +84,8 @@ def main() -> None:
     group.add_argument(
         "--distributed",
         action="store_true",
-        help="join the others; where the cluster does not say it (SLURM, Open MPI, Kubernetes, Cloud TPUs), with:",
+        help="join the others; where neither JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID nor "
+        "the cluster (SLURM, Open MPI, Kubernetes, Cloud TPUs) say how, with:",
     )
     group.add_argument("--coordinator_address", metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--num_processes", type=int, metavar="N", help="of the run")
@@ -187,6 +188,7 @@ def print_summary(run_config: config_dict.ConfigDict) -> None:
     import numpy as np
     import optax
     from flax import nnx
+    from flax.nnx.summary import filter_rng_streams
 
     from fmbench.system import runtime
     from fmbench.training import parallel, steps
@@ -203,7 +205,13 @@ def print_summary(run_config: config_dict.ConfigDict) -> None:
     console = {"force_terminal": terminal} if terminal else {"force_terminal": False, "width": 160}
     shape = (run_config.model.num_features,) if run_config.features.backbone else (28, 28, 1)
     image = jnp.zeros((1, *shape))
-    print(nnx.tabulate(model, image, compute_flops=True, console_kwargs=console).rstrip())
+
+    def group_digits(row: Any) -> bool:
+        """Writes the row's FLOPs as Flax writes its parameters; which rows are shown stays Flax's choice."""
+        row.flops = f"{row.flops:,}"
+        return filter_rng_streams(row)
+
+    print(nnx.tabulate(model, image, row_filter=group_digits, compute_flops=True, console_kwargs=console).rstrip())
     graphdef, arrays = nnx.split(model)
     lowered = jax.jit(lambda arrays, image: nnx.merge(graphdef, arrays)(image)).lower(arrays, image)
     print(f"FLOPs of an image, forward: {(lowered.cost_analysis() or {})['flops']:,.0f}")

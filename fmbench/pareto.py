@@ -3,7 +3,8 @@
     python -m fmbench.pareto
     python -m fmbench.pareto --entries=mlp,tiny-20k --figure=few.pdf
 
-Entries below 85 % are left out, unless --entries chooses some, which are shown whatever they reach.
+Entries below 85 % are left out and named below the panels, unless --entries chooses some, which are shown whatever
+they reach.
 """
 
 from collections import Counter

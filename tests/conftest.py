@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from fmbench import entries
+from fmbench.data import fashion_mnist
 from fmbench.pages import leaderboard
 from fmbench.records import calibration, plausibility
 
@@ -64,6 +65,12 @@ def quick_calibration(monkeypatch):
     """What the machine reaches, without the seconds that measuring takes."""
     measured = calibration.Calibration({"float32": 2e11, "bfloat16": 3e11}, 2e10)
     monkeypatch.setattr(calibration, "measure_beside_a_run", lambda: measured)
+
+
+@pytest.fixture(autouse=True)
+def read_anew():
+    """Lets each test read its own data: `load_once` would remember another test's fake."""
+    fashion_mnist.load_once.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -32,3 +32,24 @@ def test_the_fusion_for_ynnpack_is_wrong_in_bfloat16():
     assert len(wrong) == 16
     assert wrong.pop(4) > 10  # all four operations, in bfloat16, with the fusion
     assert set(wrong) == {0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        ("flax_quick_start.py", r"Flax [\d.]+, jax [\d.]+, jaxlib [\d.]+, \d+ cores: ([\d.]+) ms a step"),
+        ("small_kernels.py", r"jax [\d.]+, jaxlib [\d.]+: (\d+) ns an iteration"),
+    ],
+)
+def test_what_is_measured_for_public_reports_can_be_measured_again(script, line):
+    done = subprocess.run(
+        [sys.executable, PAGES / script],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert float(re.findall(line, done.stdout)[0]) > 0
+    assert done.stderr == ""

@@ -78,7 +78,7 @@ def content(results_dir: Path, tables: dict[Condition, list[Row]]) -> Json:
     """What the page knows; fractions lie in [0, 1], seconds are wall seconds."""
     standard = any(condition.data_version == proof.STANDARD for condition in tables)
     # Pictures and what no run gets right are of today's data alone.
-    images = fashion_mnist.load("tfds").test_images if standard else np.zeros((0, 28, 28), np.uint8)
+    images = fashion_mnist.load_once("tfds").test_images if standard else np.zeros((0, 28, 28), np.uint8)
     entries, runs = [], []
     every_wrong, labels_of_today = [], np.zeros(0, np.uint8)
     for condition, rows in tables.items():

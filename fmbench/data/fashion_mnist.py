@@ -119,6 +119,12 @@ def load(
     return _dataset(arrays, version, sha256, _class_names(directory) if is_unproven(version) else CLASS_NAMES)
 
 
+@functools.cache
+def load_once(source: str) -> Dataset:
+    """As `load`, which reads and proves anew at each call, but once a process: for what asks for every record."""
+    return load(source)
+
+
 def of_config(data: Mapping[str, Any], data_dir: str | None = None) -> Dataset:
     """As `load`, by the fields of `config.data`, of older records too; `data_dir` comes before theirs."""
     return load(

@@ -28,12 +28,20 @@ HEARTBEAT_TIMEOUT = 50  # seconds after which JAX gives up a process that is the
 
 
 class Place(NamedTuple):
-    """Where the processes meet, and which one this is; None is for JAX to find: SLURM, Open MPI, ..."""
+    """Where processes meet, and which one this is; None is for variables to say (`FLAGS`) or for JAX to find."""
 
     address: str | None  # host:port of process 0
     num_processes: int | None
     process_id: int | None
     timeout: float  # seconds
+
+
+# What says a field of `Place`: the flag, or else the variable, of which JAX itself reads the first alone.
+FLAGS = {
+    "address": ("--coordinator_address", "JAX_COORDINATOR_ADDRESS"),
+    "num_processes": ("--num_processes", "JAX_NUM_PROCESSES"),
+    "process_id": ("--process_id", "JAX_PROCESS_ID"),
+}
 
 
 @contextlib.contextmanager
@@ -95,28 +103,45 @@ def _find(place: Place) -> tuple[str, int, int, Sequence[int] | None]:
     """The address, this process's number, how many there are, and its devices where a scheduler deals them out."""
     from jax._src.clusters import ClusterEnv  # what jax.distributed.initialize asks
 
-    address = place.address or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    found: tuple[Any, ...] = (address, place.num_processes, place.process_id, None)
+    place, said_by = _with_variables(place)
+    found: tuple[Any, ...] = (place.address, place.num_processes, place.process_id, None)
     if None in found[:3]:
         try:
             seconds = max(1, round(place.timeout))
             found = ClusterEnv.auto_detect_unset_distributed_params(
-                address, place.num_processes, place.process_id, None, None, seconds
+                place.address, place.num_processes, place.process_id, None, None, seconds
             )
         except Exception as error:  # of many kinds: a variable that is missing, a server that is not there
             raise UserError(f"--distributed: what JAX finds of this cluster is of no use ({error!r}).") from error
     address, size, index, local_device_ids = found
-    flags = {"--coordinator_address": address, "--num_processes": size, "--process_id": index}
-    if missing := [flag for flag, value in flags.items() if value is None]:
+    if missing := [
+        pair for pair, value in zip(FLAGS.values(), (address, size, index), strict=True) if value is None
+    ]:
+        flags, variables = (", ".join(names) for names in zip(*missing, strict=True))
         raise UserError(
             "--distributed: JAX finds no SLURM, Open MPI, Kubernetes or Cloud TPU here; give "
-            f"{', '.join(missing)}."
+            f"{flags}, or set {variables}."
         )
     if not re.fullmatch(r"\S+:\d+", address) or not 0 < int(address.rpartition(":")[2]) < 1 << 16:
-        raise UserError(f"--coordinator_address={address} is no host:port of process 0, such as 10.0.0.1:9876.")
+        raise UserError(f"{said_by['address']}={address} is no host:port of process 0, such as 10.0.0.1:9876.")
     if not 0 <= index < size:
-        raise UserError(f"--process_id={index} is none of 0 to {size - 1}, with --num_processes={size}.")
+        raise UserError(
+            f"{said_by['process_id']}={index} is none of 0 to {size - 1}, with {said_by['num_processes']}={size}."
+        )
     return address, index, size, local_device_ids
+
+
+def _with_variables(place: Place) -> tuple[Place, dict[str, str]]:
+    """The place with what variables say of it, and for errors which flag or variable says each field."""
+    said_by, fields = {}, place._asdict()
+    for field, (flag, variable) in FLAGS.items():
+        said_by[field] = flag
+        if fields[field] is None and (value := os.environ.get(variable)):
+            if field != "address" and not (value.isascii() and value.isdigit()):
+                raise UserError(f"{variable}={value} is no whole number from 0 on; mend it, or give {flag}.")
+            fields[field] = value if field == "address" else int(value)
+            said_by[field] = variable
+    return Place(**fields), said_by
 
 
 def _host(address: str) -> str:

@@ -82,7 +82,7 @@ def load() -> ctypes.CDLL:
         raise NoLibraryError(f"no C++ compiler {os.environ.get('CXX') or 'g++'}")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     made_of = "\0".join([SOURCE.read_text(), *OPTIONS, version, processor])
-    path = files.cache_dir() / "layers" / f"winograd-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    path = files.cache_directory() / "layers" / f"winograd-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     try:
         if not path.exists():
             _build(compiler, path)

@@ -97,7 +97,7 @@ def files(results_dir: Path, records: dict[Path, RunRecord]) -> dict[Path, str]:
     written = generated.between_marks(page, CLAIMS_MARKS, [claims(entries)])
     if not written or not entries:
         return written
-    table = doubtful(entries, fashion_mnist.load().test_labels)
+    table = doubtful(entries, fashion_mnist.load_once("tfds").test_labels)
     return generated.between_marks(page, DOUBTFUL_MARKS, [table], written[page])
 
 

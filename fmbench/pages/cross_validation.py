@@ -102,7 +102,7 @@ def verify_scores(records: dict[Path, RunRecord]) -> None:
     """
     for path, record in records.items():
         if record.status == "completed" and has_provable_score(record):
-            labels = fashion_mnist.load("sample" if record.data_version == "sample" else "tfds").train_labels
+            labels = fashion_mnist.load_once("sample" if record.data_version == "sample" else "tfds").train_labels
             data = record.config["data"]
             _, rows = splits.split(
                 labels, "kfold", random_state=data["random_state"], num_folds=data["num_folds"], fold=data["fold"]

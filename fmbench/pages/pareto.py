@@ -6,6 +6,7 @@ python -m fmbench.pareto
 import itertools
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from fmbench.records.statistics import mean_and_std
 LEAST_ACCURACY = 85.0  # percent; below lie mistakes, which would squash the rest
 BLUE, VERMILLION = "#0072b2", "#d55e00"  # of Okabe and Ito, which the colour-blind can tell apart
 FONT_SIZE, SMALL_FONT_SIZE = 9, 7.5
+CAPTION_WIDTH = 130  # characters in a line of the small font
 BESIDE = 5  # points from a marker to the label next to it
 # Where a label may stand: points right of and above its marker, and how it is aligned there.
 Place = tuple[float, float, str, str]
@@ -120,8 +122,8 @@ def draw(
     for axes, title in zip(all_axes, timed, strict=False):  # the last panel is of all conditions
         axes.set_title(title, fontsize=FONT_SIZE, parse_math=False)
         axes.sharex(all_axes[0])
-    num_below = sum(map(len, conditions.values())) - sum(map(len, shown.values()))
-    figure.supxlabel(_caption(num_below, num_elsewhere), fontsize=SMALL_FONT_SIZE)
+    below = [p for points in conditions.values() for p in points if p.accuracy < least_accuracy]
+    figure.supxlabel(_caption(below, num_elsewhere), fontsize=SMALL_FONT_SIZE, parse_math=False)
     figure.draw_without_rendering()  # lays out: from here on the places of points and labels are known
     for axes, (points, cost, _) in zip(all_axes, panels, strict=True):
         _label(axes, points, cost)
@@ -136,14 +138,16 @@ def _num_params(point: Point) -> float:
     return point.num_params
 
 
-def _caption(num_below: int, num_elsewhere: int) -> str:
+def _caption(below: Sequence[Point], num_elsewhere: int) -> str:
     lines = [
         "Test accuracy after the last epoch: mean over seeds, with ± standard deviation where there are several.",
         "The line is the front: no other entry is as accurate for less. Hollow points do not compete: heads on a\n"
         "frozen net, whose costs are the head's alone.",
     ]
-    if num_below:
-        lines.append(f"Not drawn: {num_below} below {LEAST_ACCURACY:g} %.")
+    if below:
+        names = ", ".join(f"{point.entry} ({point.accuracy:.2f} %)" for point in sorted(below))
+        line = f"Not drawn: {len(below)} below {LEAST_ACCURACY:g} %: {names}."
+        lines += textwrap.wrap(line, CAPTION_WIDTH, break_on_hyphens=False)
     if num_elsewhere:
         lines.append(f"Not drawn: {num_elsewhere} trained on other data.")
     return "\n".join(lines)

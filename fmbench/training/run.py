@@ -24,14 +24,13 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from fmbench import config as config_lib
-from fmbench import layers
 from fmbench.distributed import team as teams
 from fmbench.errors import UserError
 from fmbench.models import exported
 from fmbench.records import calibration, machine, processes, store
 from fmbench.records.processes import ProcessList
-from fmbench.records.schema import Calibration, Confidence, RunRecord, Status
-from fmbench.reporting import tensorboard
+from fmbench.records.schema import Calibration, RunRecord, Status
+from fmbench.reporting import lines, tensorboard
 from fmbench.reporting.metrics import MetricWriter, mend_metrics
 from fmbench.reporting.progress import Progress
 from fmbench.reporting.trackers import Trackers
@@ -112,7 +111,9 @@ def train_seeds(
             if team.is_first:
                 for lane in lanes:
                     mend_metrics(lane.directory, store.read(lane.directory / "record.json").history)
-                print(f"{_name(lanes)}: already finished in {directory}; --force trains it anew.")
+                print(
+                    f"{lines.name(config.entry, seeds)}: already finished in {directory}; --force trains it anew."
+                )
         else:
             with processes.listed(directory, lanes[0].config) as process_list:
                 _run(lanes, directory, identity, stop, stop_after, process_list, trackers)
@@ -178,7 +179,8 @@ def _run(
         for lane, told in zip(lanes, trackers, strict=True)
     ]
     stop.is_heeded = True
-    display.line(_first_line(lanes, plan, state))
+    seeds = [lane.config.seed for lane in lanes]
+    display.line(lines.first(config, seeds, state.params, plan.data.num_train, plan.data.steps_per_epoch))
     if step:
         display.line(f"resumed from {directory} after step {step} of {plan.num_steps}")
 
@@ -207,7 +209,7 @@ def _run(
         if ends_epoch:
             rate = float(plan.schedule(step - 1))
             epochs = [lane.diary.end_epoch(plan.data, step, rate, lane.evaluations) for lane in going]
-            display.end_epoch(step, _epoch_line(epochs, config.num_epochs), _watched(epochs))
+            display.end_epoch(step, lines.epoch(epochs, config.num_epochs), lines.watched(epochs))
             for lane, writer in zip(lanes, writers, strict=True):
                 if not lane.diary.diverged:
                     writer.write(**lane.diary.history[-1])
@@ -285,7 +287,7 @@ def _run(
             wall_seconds=wall_seconds,
             train_share=min(1.0, stopwatch.seconds["train"] / wall_seconds),
         )
-        display.line(_last_line(record, plan.num_steps))
+        display.line(lines.last(record, plan.num_steps))
         predictions = lane.evaluations["test"].predictions if lane.evaluations else None
         pictures = {}
         if status != "interrupted":
@@ -330,7 +332,7 @@ def _judge(
     if directory in records:
         records[directory] = records[directory].model_copy(update={"confidence": found})
         store.write(records[directory], None, directory / "record")
-    say(_confidence_line(found))
+    say(lines.confidence(found))
 
 
 def _calibrate(records: dict[Path, RunRecord]) -> None:
@@ -513,70 +515,3 @@ def _describe_model(config: config_dict.ConfigDict, data: input_pipeline.Data, t
         "class_names": data.class_names,
         "test_accuracy": test.accuracy,
     }
-
-
-def _name(lanes: list[Lane]) -> str:
-    seeds = ", ".join(str(lane.config.seed) for lane in lanes)
-    return f"{lanes[0].config.entry} {'seed' if len(lanes) == 1 else 'seeds'} {seeds}"
-
-
-def _first_line(lanes: list[Lane], plan: Plan, state: TrainState) -> str:
-    config = lanes[0].config
-    convolutions = ""
-    if any(leaf.ndim - plan.data.seed.ndim == 4 for leaf in jax.tree.leaves(state.params)):
-        where = "oneDNN" if layers.convolves_in_onednn() and len(lanes) == 1 else "XLA"
-        convolutions = f", convolutions in {where}"
-    return (
-        f"{_name(lanes)}: {steps.count(state.params) // len(lanes):,} trainable parameters, "
-        f"{plan.data.num_train:,} train images, {_counted(config.num_epochs, 'epoch')} of "
-        f"{_counted(plan.data.steps_per_epoch, 'step')}, {config.dtype} on {machine.describe_devices()}"
-        f"{convolutions}"
-    )
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number != 1 else ''}"
-
-
-def _watched(epochs: list[dict[str, Any]]) -> str:
-    """The watched split's accuracy, of one seed or the mean of several; '' where none is watched."""
-    return "".join(
-        f", {name.partition('_')[0]} accuracy {statistics.fmean(epoch[name] for epoch in epochs):.2%}"
-        for name in ("val_accuracy", "test_accuracy")
-        if name in epochs[0]
-    )
-
-
-def _epoch_line(epochs: list[dict[str, Any]], num_epochs: int) -> str:
-    """Of one seed, or the means of several."""
-    epoch = {name: statistics.fmean(one[name] for one in epochs) for name in epochs[0]}
-    seeds = f", mean of {len(epochs)} seeds" if len(epochs) > 1 else ""
-    return (
-        f"epoch {epoch['epoch']:.0f}/{num_epochs}{seeds}: loss {epoch['train_loss']:.4f}, "
-        f"train accuracy {epoch['train_accuracy']:.2%}{_watched(epochs)}, "
-        f"{epoch['train_images_per_sec']:,.0f} images/s, {epoch['train_seconds']:.2f} s"
-    )
-
-
-def _confidence_line(found: Confidence) -> str:
-    error = f"calibration error {found.calibration_error:.2%}"
-    if found.temperature is None:
-        return f"{error}; no temperature, for there are no validation images to fit it on"
-    return (
-        f"{error}, {found.calibration_error_at_temperature:.2%} at the temperature {found.temperature:.2f} "
-        "fitted on validation"
-    )
-
-
-def _last_line(record: RunRecord, num_steps: int) -> str:
-    if record.status == "interrupted":
-        return f"interrupted after step {record.num_steps} of {num_steps}; the same command goes on from there."
-    if record.status == "diverged":
-        return (
-            f"diverged: the loss is no finite number any more by step {record.num_steps}; a smaller learning rate "
-            "may help."
-        )
-    return (
-        f"test accuracy {record.test_accuracy:.2%} after {record.train_seconds:.1f} s of training "
-        f"({record.train_core_seconds:.1f} core-seconds), {record.train_images_per_sec:,.0f} images/s"
-    )

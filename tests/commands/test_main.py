@@ -137,7 +137,7 @@ def test_help_and_summary(run_main):
     assert summary.returncode == 0
     assert "241,546" in summary.stdout
     # At 3 x 3 x 128 places: a multiplication and an addition for each of 3 x 3 x 64 inputs, the bias, the ReLU.
-    assert str(3 * 3 * 128 * (2 * 3 * 3 * 64 + 2)) in summary.stdout
+    assert f"{3 * 3 * 128 * (2 * 3 * 3 * 64 + 2):,}" in summary.stdout
     assert "\x1b" not in summary.stdout
 
 

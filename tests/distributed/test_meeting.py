@@ -169,11 +169,31 @@ def test_process_0_minds_nobody_else():
     first.say_goodbye(), second.say_goodbye()
 
 
+@pytest.fixture
+def set_variables(monkeypatch):
+    """Sets these variables, and of others that say a place none."""
+    for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    for _, name in meeting.FLAGS.values():
+        monkeypatch.delenv(name, raising=False)
+
+    def set_variables(address="", num_processes="", process_id=""):
+        values = (address, num_processes, process_id)
+        for (_, name), value in zip(meeting.FLAGS.values(), values, strict=True):
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ((None, None, None), "give --coordinator_address, --num_processes, --process_id"),
-        (("here:1", 2, None), "give --process_id"),
+        (
+            (None, None, None),
+            "give --coordinator_address, --num_processes, --process_id, or set JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES, JAX_PROCESS_ID\\.",
+        ),
+        (("here:1", 2, None), "give --process_id, or set JAX_PROCESS_ID\\."),
         (("here", 2, 0), "no host:port"),
         (("here:0", 2, 0), "no host:port"),
         (("here:99999", 2, 0), "no host:port"),
@@ -181,14 +201,44 @@ def test_process_0_minds_nobody_else():
         (("here:1", 0, 0), "--process_id=0 is none of"),
     ],
 )
-def test_a_place_that_is_none_is_refused(monkeypatch, place, message):
-    for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "JAX_COORDINATOR_ADDRESS", "KUBERNETES_SERVICE_HOST"):
-        monkeypatch.delenv(name, raising=False)
+def test_a_place_that_is_none_is_refused(set_variables, place, message):
     with pytest.raises(UserError, match=message):
         meeting._find(Place(place[0], place[1], place[2], 1.0))
 
 
-def test_slurm_says_the_place(monkeypatch):
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ((None, None, None), ("there:2", 1, 3)),
+        (("here:1", None, 0), ("here:1", 0, 3)),
+        ((None, 2, None), ("there:2", 1, 2)),
+    ],
+)
+def test_variables_say_what_flags_do_not(set_variables, place, found):
+    set_variables("there:2", "3", "1")
+    assert meeting._find(Place(place[0], place[1], place[2], 1.0))[:3] == found
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            ("there:2", "two", "0"),
+            "^JAX_NUM_PROCESSES=two is no whole number from 0 on; .* give --num_processes",
+        ),
+        (("there:2", "2", "-1"), "^JAX_PROCESS_ID=-1 is no whole number"),
+        (("there:2", "2", "2"), "^JAX_PROCESS_ID=2 is none of 0 to 1, with JAX_NUM_PROCESSES=2"),
+        (("there", "2", "0"), "^JAX_COORDINATOR_ADDRESS=there is no host:port"),
+        (("there:2", "", "0"), "give --num_processes, or set JAX_NUM_PROCESSES"),
+    ],
+)
+def test_a_variable_that_is_no_place_is_named(set_variables, variables, message):
+    set_variables(*variables)
+    with pytest.raises(UserError, match=message):
+        meeting._find(Place(None, None, None, 1.0))
+
+
+def test_slurm_says_the_place(set_variables, monkeypatch):
     variables = {
         "SLURM_JOB_ID": "4242",
         "SLURM_STEP_NODELIST": "node[3-6]",

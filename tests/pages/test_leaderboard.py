@@ -383,6 +383,15 @@ def test_the_sample_cannot_pass_for_the_real_data(results_dir, run, monkeypatch,
     assert f"mlp-cpu-abacus-9-2c-float32-seed0 was made on data of version {version}, not at hand here" in err
 
 
+def test_the_data_are_read_and_proven_once_for_all_records(results_dir, run, monkeypatch):
+    for seed in range(3):
+        publish(make_record(seed=seed), results_dir)
+    asked = iter(["tfds"])
+    monkeypatch.setattr(fashion_mnist, "load", lambda source: {"tfds": fake_dataset()}[next(asked)])
+    assert run()[0] == 0
+    assert not [*asked]
+
+
 def test_data_of_an_unknown_version_are_not_looked_for(results_dir, run, monkeypatch):
     publish(make_record(data_version="2018-01-01"), results_dir)
     monkeypatch.setattr(fashion_mnist, "load", lambda source: pytest.fail("it asked the network, perhaps"))

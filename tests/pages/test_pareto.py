@@ -91,12 +91,23 @@ def test_both_panels_name_what_is_drawn_and_the_caption_what_is_not():
     figure = pareto.draw({TITLE: POINTS}, 0)
     drawn = {"cheap", "beaten", "equal", "good", "same cost", "a head"}
     assert names(figure) == [drawn, drawn]
-    assert caption(figure).endswith("\nNot drawn: 1 below 85 %.")
+    assert caption(figure).endswith("\nNot drawn: 1 below 85 %: bug (50.00 %).")
     assert [axes.get_title() for axes in figure.axes] == [TITLE, ""]
     assert [axes.get_ylim()[0] > 85 for axes in figure.axes] == [True, True]
     edge = pareto.draw({TITLE: [point("edge", 85.0, 1.0)]}, 3)
     assert names(edge) == [{"edge"}, {"edge"}]
     assert caption(edge).endswith("head's alone.\nNot drawn: 3 trained on other data.")
+
+
+def test_all_that_is_not_drawn_is_named_within_the_figure():
+    below = [point(f"a-long-name-with-$-and-$-{number}", 84.96 - number, 1.0) for number in range(20)]
+    figure = pareto.draw({TITLE: POINTS[:2], "elsewhere": below}, 0)
+    words = " ".join(caption(figure).split())
+    assert "Not drawn: 20 below 85 %: a-long-name-with-$-and-$-0 (84.96 %), " in words
+    assert all(f"{p.entry} ({p.accuracy:.2f} %)" in words for p in below)
+    box = figure._supxlabel.get_window_extent()  # type: ignore[attr-defined]
+    assert figure.bbox.contains(box.x0, box.y0)
+    assert figure.bbox.contains(box.x1, box.y1)
 
 
 def test_machines_have_panels_of_their_own_and_share_that_of_parameters():
