@@ -36,12 +36,6 @@ from fmbench.layers.onednn import Window
 from fmbench.models import MODELS
 from fmbench.system import cgroup, runtime
 
-SOURCE = Path(__file__).parent / "winograd.cpp"
-OPTIONS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared"]
-CHANNELS = 32, 64, 128, 256, 512  # of those that a product sums over; of the others, multiples of 32
-
-NUMBERS = "batch", "height", "width", "inputs", "outputs", "padding", "relu", "threads"
-ARRAYS = "x", "kernel", "bias", "y"
 RESULTS = {"forward": ("y",), "input": ("x",), "kernel": ("kernel", "bias")}
 FUNCTIONS = {"forward": "winograd_forward", "input": "winograd_input_grad", "kernel": "winograd_kernel_grad"}
 
@@ -73,32 +67,6 @@ LAYERS = {"conv2": Layer(28, 32, 64, 1), "conv3": Layer(14, 64, 128, 1), "conv4"
 
 
 # Winograd.
-
-
-class Call(ctypes.Structure):
-    """winograd.cpp's `Convolution`."""
-
-    _fields_ = (
-        *((name, c_int64) for name in NUMBERS),
-        *((name, c_void_p) for name in ARRAYS),
-        ("seconds", c_double * 3),
-    )
-
-
-def build(folder: Path) -> ctypes.CDLL:
-    """The library, built in the folder.
-
-    Raises:
-        UserError: If there is no compiler, or it fails.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    if not shutil.which(compiler):
-        raise UserError(f"there is no C++ compiler {compiler}; install g++, or let CXX name one.")
-    path = folder / "winograd.so"
-    done = subprocess.run([compiler, *OPTIONS, SOURCE, "-o", path], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{compiler} cannot build {SOURCE.name}: {(done.stderr.splitlines() or [''])[0]}")
-    return ctypes.CDLL(str(path))
 
 
 def prepare_winograd(
@@ -234,64 +202,6 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 # Both, a step.
-
-
-class InXLA:
-    """Stands for `fmbench.layers.onednn` where convolutions are lowered, with Winograd for what suits it."""
-
-    def __init__(self, library: ctypes.CDLL, threads: int):
-        self.library, self.threads = library, threads
-        self.mutex = ctypes.create_string_buffer(onednn.SIZE_OF_MUTEX)
-        self.calls: list[Call] = []  # to which machine code points
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(onednn, name)
-
-    def convolution(self, x, kernel, bias, window, *, relu=False):
-        if not suits(window, x.dtype, kernel.shape[2], kernel.shape[3]):
-            return onednn.convolution(x, kernel, bias, window, relu=relu)
-        bias = jnp.zeros(kernel.shape[-1]) if bias is None else bias
-        y_shape = (x.shape[0], *window.output_size(*x.shape[1:3]), kernel.shape[3])
-        return self.call("forward", x.shape, kernel.shape, window, relu, ("y",), [y_shape], x, kernel, bias)[0]
-
-    def convolution_input_grad(self, y_grad, kernel, x_shape, window):
-        if not suits(window, kernel.dtype, kernel.shape[3], kernel.shape[2]):
-            return onednn.convolution_input_grad(y_grad, kernel, x_shape, window)
-        return self.call("input", x_shape, kernel.shape, window, False, ("x",), [x_shape], y_grad, kernel)[0]
-
-    def convolution_kernel_grad(self, x, y_grad, window, *, use_bias):
-        shape = (*window.size, x.shape[3], y_grad.shape[3])
-        if not (use_bias and suits(window, x.dtype, *shape[2:])):
-            return onednn.convolution_kernel_grad(x, y_grad, window, use_bias=use_bias)
-        return self.call(
-            "kernel", x.shape, shape, window, False, ("kernel", "bias"), [shape, shape[3:]], x, y_grad
-        )
-
-    def call(self, direction, x_shape, kernel_shape, window, relu, results, shapes, *arguments):
-        order = {"forward": ("x", "kernel", "bias"), "input": ("y", "kernel"), "kernel": ("x", "y")}[direction]
-        call = Call(*x_shape, kernel_shape[3], window.padding[0][0], relu, self.threads)
-        self.calls.append(call)
-        libc, pointer = ctypes.CDLL(None), ctypes.pointer(call)
-        places = [
-            (self.library.winograd_place, pointer, xla_ffi.Buffer(i), ARRAYS.index(array))
-            for i, array in enumerate((*order, *results))
-        ]
-        calls = [
-            (libc.pthread_mutex_lock, self.mutex),
-            *places,
-            (getattr(self.library, FUNCTIONS[direction]), pointer),
-            (libc.pthread_mutex_unlock, self.mutex),
-        ]
-        name = f"winograd.{direction}{len(self.calls)}"
-        xla_ffi.register(name, len(order), len(results), calls)
-        return jax.ffi.ffi_call(name, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes])(*arguments)
-
-
-def suits(window: Window, dtype: Any, summed: int, others: int) -> bool:
-    """Whether winograd.cpp has it."""
-    padding = {side for sides in window.padding for side in sides}
-    of_kind = window.size == (3, 3) and window.strides == (1, 1) and dtype == jnp.float32 and len(padding) == 1
-    return of_kind and summed in CHANNELS and others % 32 == 0
 
 
 def make_step(batch: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:

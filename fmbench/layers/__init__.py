@@ -1,14 +1,24 @@
 """Layers that take what Flax's own take, with the parameters and results of theirs, and are fast on CPUs too.
 
 On CPUs convolutions and their gradients run in oneDNN (`fmbench.layers.onednn`), where it is installed and a
-program runs on one device at a time; everywhere else XLA's own operations run. Which is decided when a program is
-lowered: one for GPUs or TPUs, and one that is exported, holds XLA's alone. JAX's settings stay as they are,
-that of asynchronous dispatch among them.
+program runs on one device at a time; those of 3x3 and many channels, in float32, by Winograd's algorithm
+(`fmbench.layers.winograd`), where there is a compiler to build it with. Everywhere else XLA's own operations run.
+Which is decided when a program is lowered: one for GPUs or TPUs, and one that is exported, holds XLA's alone. JAX's
+settings stay as they are, that of asynchronous dispatch among them.
 """
 
 from fmbench.layers.batch_norm import BatchNorm
-from fmbench.layers.convolution import Conv, convolves_in_onednn
+from fmbench.layers.convolution import Conv, convolves_in_onednn, describe_convolutions
 from fmbench.layers.dropout import Dropout, random_words
 from fmbench.layers.pooling import flatten, max_pool
 
-__all__ = ["BatchNorm", "Conv", "Dropout", "convolves_in_onednn", "flatten", "max_pool", "random_words"]
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "Dropout",
+    "convolves_in_onednn",
+    "describe_convolutions",
+    "flatten",
+    "max_pool",
+    "random_words",
+]

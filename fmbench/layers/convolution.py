@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.linear import canonicalize_padding
 
-from fmbench.layers import onednn
+from fmbench.layers import onednn, winograd
 from fmbench.layers.convolution_primitives import convolution, kept_apart
 from fmbench.layers.onednn import Window
 from fmbench.layers.sharding import is_explicitly_sharded, is_on_one_device
@@ -75,6 +75,14 @@ class Conv(nnx.Conv):
 def convolves_in_onednn() -> bool:
     """Whether programs of this process that run device by device, as training does, convolve in oneDNN."""
     return jax.default_backend() == "cpu" and onednn.library() is not None
+
+
+def describe_convolutions() -> str:
+    """Where programs of this process that run device by device convolve, in words for people."""
+    if not convolves_in_onednn():
+        return "XLA"
+    without = winograd.why_not()
+    return f"oneDNN ({without}: none by Winograd)" if without else "oneDNN and by Winograd"
 
 
 def _runs_in_onednn(inputs: jax.Array) -> bool:

@@ -63,7 +63,7 @@ def is_faster_in_xla(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
 
 
 def _library(images: jax.Array, kernel_shape: Sequence[int], window: Window) -> Any:
-    """winograd or onednn, which have the same functions."""
+    """Winograd or onednn, which have the same functions."""
     *_, inputs, outputs = kernel_shape
     return winograd if winograd.takes(window, images.dtype, inputs, outputs) else onednn
 

@@ -1,36 +1,36 @@
 """Convolutions of 3 x 3 by Winograd's F(4x4, 3x3), as XLA custom calls: a quarter of the multiplications.
 
-winograd.cpp is built at first use, by the C++ compiler at hand, for this processor, and kept in the cache. On an AMD
-EPYC it is 2 to 5 times as fast as oneDNN's direct convolution (docs/speed.md). Arrays are NHWC, kernels HWIO, float32.
+winograd.cpp is built at first use, by the C++ compiler at hand, for this processor, and kept in the cache. On an
+AMD EPYC it is 2 to 5 times as fast as oneDNN's direct convolution (docs/speed.md). Arrays are NHWC, kernels HWIO,
+all float32.
 
 References:
     Lavin & Gray, 2016, "Fast algorithms for convolutional neural networks".
 """
 
 import ctypes
-import functools
 import hashlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from ctypes import c_double, c_int64, c_void_p
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fmbench.errors import UserError
 from fmbench.layers import onednn, xla_ffi
 from fmbench.layers.onednn import Window
 from fmbench.system import files
 
-SOURCE = Path(__file__).with_name("winograd.cpp")
+NAME = "winograd.cpp"  # in a record's versions, with the compiler
+SOURCE = Path(__file__).with_name(NAME)
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 SUMMED = 32, 64, 128, 256, 512  # channels that a product may sum over
-PANEL = 32  # of which the other channels are a multiple
-
+NUMBERS = "batch", "height", "width", "inputs", "outputs", "padding", "relu", "threads"
 ARRAYS = "x", "kernel", "bias", "y"
 
 
@@ -38,7 +38,10 @@ class Call(ctypes.Structure):
     """winograd.cpp's `Convolution`; of `threads` 0 are as many as OpenMP has."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("batch", "height", "width", "inputs", "outputs", "padding", "relu", "threads")),
+        *(
+            (name, c_int64)
+            for name in ("batch", "height", "width", "inputs", "outputs", "padding", "relu", "threads")
+        ),
         *((name, c_void_p) for name in ARRAYS),
         ("seconds", c_double * 3),
     )
@@ -48,71 +51,67 @@ class NoLibraryError(Exception):
     """It cannot be built here; the message says why."""
 
 
-@functools.cache
+class _Built(NamedTuple):
+    library: ctypes.CDLL | None
+    compiler: str  # as it calls itself
+    why_not: str  # '' where there is a library
+
+
 def library() -> ctypes.CDLL | None:
-    """The library, built if it has to be; None where it cannot be."""
-    try:
-        return load()
-    except NoLibraryError:
-        return None
+    """The library, built if the cache does not have it; None where it cannot be."""
+    return _load().library
+
+
+def compiler() -> str:
+    """Of the library: 'g++ (Debian 12.2.0-14) 12.2.0'."""
+    return _load().compiler
 
 
 def why_not() -> str:
-    """Why there is no library; '' where there is one."""
-    if library() is not None:
-        return ""
-    try:
-        load()
-    except NoLibraryError as error:
-        return str(error)
-    return ""
+    """Why there is no library, in a few words; '' where there is one."""
+    return _load().why_not
 
 
-def load() -> ctypes.CDLL:
-    """Builds the library, if the cache does not have it, and loads it.
-
-    Raises:
-        NoLibraryError: If the processor has no AVX-512, or there is no compiler, or it fails.
-    """
+@onednn.once
+def _load() -> _Built:
     processor = _processor()
-    if "avx512f" not in processor.split():
-        raise NoLibraryError("no AVX-512")
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
-        raise NoLibraryError(f"no C++ compiler {os.environ.get('CXX') or 'g++'}")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    made_of = "\0".join([SOURCE.read_text(), *OPTIONS, version, processor])
-    path = files.cache_directory() / "layers" / f"winograd-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    if "avx512f" not in processor.split():  # without it the registers are too few and too short
+        return _Built(None, "", "no AVX-512")
+    command = os.environ.get("CXX") or "g++"
+    if shutil.which(command) is None:
+        return _Built(None, "", f"no C++ compiler {command}")
     try:
+        version = _output(command, "--version").splitlines()[0]
+        made_of = "\0".join([SOURCE.read_text(), *OPTIONS, version, processor])
+        name = f"winograd-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+        path = files.cache_directory() / "layers" / name
         if not path.exists():
-            _build(compiler, path)
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NoLibraryError(f"{path}: {error.strerror or error}") from error
+            path.parent.mkdir(parents=True, exist_ok=True)
+            built = path.with_suffix(f".{os.getpid()}{files.UNFINISHED}")
+            _output(command, *OPTIONS, str(SOURCE), "-o", str(built))
+            built.replace(path)  # who builds it at the same time builds the same
+        return _Built(ctypes.CDLL(str(path)), version, "")
+    except (OSError, UserError, subprocess.CalledProcessError) as error:
+        return _Built(None, "", f"{command} cannot build {NAME}: {_first_line(error)}")
 
 
-def _build(compiler: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    built = path.with_suffix(f".{os.getpid()}{files.UNFINISHED}")
-    try:
-        command = [compiler, *OPTIONS, str(SOURCE), "-o", str(built)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise NoLibraryError(f"{compiler} fails: {(done.stderr.splitlines() or [''])[0]}")
-        built.replace(path)  # who builds it at the same time builds the same
-    finally:
-        built.unlink(missing_ok=True)
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _first_line(error: Exception) -> str:
+    said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+    return next(iter(said.splitlines()), type(error).__name__)
 
 
 def _processor() -> str:
-    """What a program for this processor depends on."""
+    """What a program for this processor depends on, flags among it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return ""
-    fields = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-    names = {name.strip(): value.strip() for name, value in fields.items()}
-    return f"{names.get('model name', '')} {names.get('flags', '')}"
+    first = lines[: lines.index("")] if "" in lines else lines
+    return " ".join(line.partition(":")[2] for line in first if line.startswith(("model name", "flags")))
 
 
 def takes(window: Window, dtype: Any, inputs: int, outputs: int) -> bool:
@@ -175,7 +174,7 @@ def _call(
 @onednn.once
 def _register(direction: str, numbers: tuple[int, ...], arrays: tuple[str, ...], results: tuple[str, ...]) -> str:
     """A custom call, one at a time of these and of oneDNN's, as they share the cores and the workspace."""
-    loaded, mutex, libc = load(), onednn.mutex(), ctypes.CDLL(None)
+    loaded, mutex, libc = library(), onednn.mutex(), ctypes.CDLL(None)
     call = ctypes.pointer(Call(*numbers))
     calls = [
         (libc.pthread_mutex_lock, mutex),

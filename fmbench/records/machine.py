@@ -22,7 +22,7 @@ import psutil
 from fmbench import layers
 from fmbench.config import REPOSITORY
 from fmbench.errors import UserError
-from fmbench.layers import onednn
+from fmbench.layers import onednn, winograd
 from fmbench.records import nvidia
 from fmbench.records.schema import Accelerator, Environment
 from fmbench.system import cgroup, runtime
@@ -61,6 +61,8 @@ def environment(*, ask_driver: bool = True) -> Environment:
     if layers.convolves_in_onednn():
         packages.append(onednn.PACKAGE)
     versions = {package: importlib.metadata.version(package) for package in packages}
+    if layers.convolves_in_onednn() and winograd.library() is not None:
+        versions[winograd.NAME] = winograd.compiler()
     accelerators = None
     if device.platform != "cpu":
         versions |= _accelerator_versions(device)

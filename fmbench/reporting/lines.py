@@ -24,7 +24,7 @@ def first(
     num_params = sum(leaf.size for leaf in leaves) // len(seeds)
     convolutions = ""
     if any(leaf.ndim == (4 if len(seeds) == 1 else 5) for leaf in leaves):
-        where = "oneDNN" if layers.convolves_in_onednn() and len(seeds) == 1 else "XLA"
+        where = layers.describe_convolutions() if len(seeds) == 1 else "XLA"
         convolutions = f", convolutions in {where}"
     return (
         f"{name(config.entry, seeds)}: {num_params:,} trainable parameters, "
