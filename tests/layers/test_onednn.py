@@ -290,9 +290,7 @@ print(jax.jit(layers.Conv(1, 2, (3, 3), rngs=nnx.Rngs(0))).lower(jnp.zeros((1, 5
     ],
     ids=str,
 )
-def test_inference_convolves_where_that_is_faster_and_training_in_onednn(
-    shape, outputs, padding, dtype, expected
-):
+def test_inference_convolves_where_that_is_faster_and_training_in_onednn(shape, outputs, padding, dtype, expected):
     conv = Conv(shape[-1], outputs, (3, 3), padding=padding, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(conv)
 
@@ -330,3 +328,19 @@ def test_inference_gives_the_logits_that_are_trained(name, dtype, batch):
     inferred = jax.jit(logits)(state)
     tolerance = 1e-5 if dtype == "float32" else 2e-2 * float(jnp.abs(differentiated).max())
     np.testing.assert_allclose(inferred, differentiated, rtol=0, atol=tolerance)
+
+
+@pytest.mark.usefixtures("in_onednn")
+def test_one_image_in_bfloat16_is_not_what_xlas_wrong_fusion_makes_of_it():
+    """Max-pooling, ReLU, convolution and ReLU, of which XLA's fusion returns NaN and numbers of 1e38."""
+    conv = Conv(32, 32, (3, 3), padding="SAME", use_bias=False, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((8, 1, 28, 28, 32)), jnp.bfloat16)
+
+    def net(x):
+        return conv(nnx.relu(layers.max_pool(x, 2)), relu=True)
+
+    fused = jax.jit(net)
+    assert "stablehlo.convolution" in fused.lower(images[0]).as_text()
+    for x in images:
+        expected = np.asarray(net(x), np.float32)
+        np.testing.assert_allclose(np.asarray(fused(x), np.float32), expected, rtol=2e-2, atol=2e-2)
