@@ -177,7 +177,7 @@ def test_what_was_changed_does_not_go_where_records_are_kept(monkeypatch, overri
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_classifier_that_is_made_once_says_what_classify_says(dtype):
-    model = build_model({"name": "cnn4"}, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
+    model: Any = build_model({"name": "cnn4"}, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
     description = {"normalization": "standard", "temperature": 1.5}
     images = np.random.default_rng(0).integers(0, 256, (3, 28, 28)).astype(np.uint8)
     classifier = inference.make_classifier(model, description)
