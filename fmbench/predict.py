@@ -93,12 +93,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if not images:
         return 1
 
-    classify = inference.make_classifier(model, description)
     starts = tqdm(
         range(0, len(images), inference.BATCH_SIZE), desc="classifying", unit="batch", leave=False, disable=None
     )
     probabilities = np.concatenate(
-        [classify(np.stack(images[start : start + inference.BATCH_SIZE])) for start in starts]
+        [
+            inference.classify(model, description, np.stack(images[start : start + inference.BATCH_SIZE]))
+            for start in starts
+        ]
     )
     names = []
     for path, image, row in zip(paths, images, probabilities, strict=True):

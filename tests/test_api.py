@@ -6,13 +6,17 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import fmbench
 from fmbench import api, entries
 from fmbench.data import fashion_mnist
+from fmbench.models import build_model, split_model
 from fmbench.records.schema import RunRecord
+from fmbench.training import inference
 
 QUICK: dict[str, Any] = {"data.source": "sample", "batch_size": 80, "num_epochs": 2}
 WORKDIR = "workdirs/mlp-cpu-float32-seed0"
@@ -169,3 +173,21 @@ def test_what_was_changed_does_not_go_where_records_are_kept(monkeypatch, overri
     environment = api.machine.environment(ask_driver=False).model_copy(update={"git_dirty": git_dirty})
     monkeypatch.setattr(api.machine, "environment", lambda ask_driver: environment)
     assert api.default_results_dir(entries.resolve("mlp", overrides)) == Path(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_classifier_that_is_made_once_says_what_classify_says(dtype):
+    model: Any = build_model({"name": "cnn4"}, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
+    description = {"normalization": "standard", "temperature": 1.5}
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28)).astype(np.uint8)
+    classifier = inference.make_classifier(model, description)
+    # In bfloat16 XLA may leave out conversions that are in one program.
+    atol = 0 if dtype == "float32" else 1e-3
+    np.testing.assert_allclose(
+        classifier(images), inference.classify(model, description, images), rtol=0, atol=atol
+    )
+    assert model.conv1.kernel[...].dtype == jnp.float32  # who was given it keeps it as it was
+    graphdef, *states = split_model(model)
+    params, model_state = inference.in_dtype_of_computation(graphdef, *states)
+    assert params["conv1"]["kernel"].dtype == params["head"]["bias"].dtype == jnp.dtype(dtype)
+    assert params["norm1"]["scale"].dtype == model_state["norm1"]["var"].dtype == jnp.float32

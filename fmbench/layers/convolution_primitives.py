@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -157,8 +157,9 @@ def _primitive(name: str, in_library: Callable, in_xla: Callable) -> Primitive:
     def lower_on_cpu(context: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Any:
         empty = any(0 in aval.shape for aval in (*context.avals_in, *context.avals_out))
         exported = context.module_context.lowering_parameters.for_export
+        x, kernel, *_ = cast("Sequence[Any]", context.avals_in)
         infers = params.get("inference", False)
-        if empty or exported or (infers and is_faster_in_xla(*context.avals_in[:2], params["window"])):
+        if empty or exported or (infers and is_faster_in_xla(x, kernel, params["window"])):
             return lower_to_xla(context, *arrays, **params)
         try:
             return lower_to_library(context, *arrays, **params)

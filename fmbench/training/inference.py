@@ -117,9 +117,9 @@ def in_dtype_of_computation(graphdef: nnx.GraphDef, params: Any, model_state: An
     model = nnx.merge(graphdef, params, model_state, copy=True)
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, nnx.Conv | nnx.Linear) and layer.dtype is not None:
-            layer.kernel[...] = layer.kernel[...].astype(layer.dtype)
+            layer.kernel.set_value(layer.kernel[...].astype(layer.dtype))
             if layer.bias is not None:
-                layer.bias[...] = layer.bias[...].astype(layer.dtype)
+                layer.bias.set_value(layer.bias[...].astype(layer.dtype))
     return split_model(model)[1:]
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import inspect
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from flax import nnx
 
 from fmbench import layers
 from fmbench.layers import Conv, convolution, onednn
+from fmbench.models import MODELS
 from fmbench.records import store
 
 pytestmark = pytest.mark.skipif(
@@ -268,3 +270,77 @@ print(jax.jit(layers.Conv(1, 2, (3, 3), rngs=nnx.Rngs(0))).lower(jnp.zeros((1, 5
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "stablehlo.convolution" in done.stdout
     assert "custom_call @onednn" not in done.stdout
+
+
+# Inference.
+
+
+@pytest.mark.usefixtures("in_onednn")
+@pytest.mark.parametrize(
+    ("shape", "outputs", "padding", "dtype", "expected"),
+    [
+        ((1000, 28, 28, 1), 32, "VALID", "float32", False),
+        ((32, 13, 13, 64), 32, "VALID", "float32", False),
+        ((32, 14, 14, 65), 32, "VALID", "float32", True),
+        ((1000, 28, 28, 1), 32, "SAME", "float32", True),
+        ((1000, 28, 28, 1), 32, "VALID", "bfloat16", True),
+        ((1, 28, 28, 16), 16, "SAME", "bfloat16", False),  # 1.8 million multiplications
+        ((1, 28, 28, 32), 64, "SAME", "bfloat16", True),  # 14
+        ((1, 14, 14, 128), 256, "VALID", "float32", True),
+    ],
+    ids=str,
+)
+def test_inference_convolves_where_that_is_faster_and_training_in_onednn(shape, outputs, padding, dtype, expected):
+    conv = Conv(shape[-1], outputs, (3, 3), padding=padding, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(conv)
+
+    def total(params, x):
+        return nnx.merge(graphdef, params)(x, relu=True).astype(jnp.float32).sum()
+
+    def calls(function):
+        module = jax.jit(function).lower(params, jax.ShapeDtypeStruct(shape, dtype)).as_text()
+        return len(re.findall('custom_call @"?onednn', module))
+
+    assert calls(total) == expected
+    assert calls(jax.value_and_grad(total)) == 2  # the value and the kernel's gradient
+    assert calls(lambda params, x: jax.jvp(lambda p: total(p, x), (params,), (params,))) == 2
+
+
+@pytest.mark.usefixtures("in_onednn")
+def test_images_that_are_mapped_over_one_by_one_are_the_batch_that_they_make():
+    conv = Conv(16, 16, (3, 3), padding="SAME", rngs=nnx.Rngs(0))
+    assert "onednn" not in jax.jit(conv).lower(jnp.zeros((1, 28, 28, 16))).as_text()
+    assert "onednn" in jax.jit(jax.vmap(conv)).lower(jnp.zeros((32, 1, 28, 28, 16))).as_text()
+
+
+@pytest.mark.usefixtures("in_onednn")
+@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize(("name", "dtype"), [("cnn2", "float32"), ("cnn4", "float32"), ("cnn3", "bfloat16")])
+def test_inference_gives_the_logits_that_are_trained(name, dtype, batch):
+    """As where it is differentiated, up to rounding; XLA's fusion of bfloat16 once gave NaN and 1e38."""
+    graphdef, state = nnx.split(MODELS[name](rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)))
+    images = jnp.asarray(np.random.default_rng(0).random((batch, 28, 28, 1)), jnp.float32)
+
+    def logits(state):
+        return nnx.merge(graphdef, state)(images).astype(jnp.float32)
+
+    differentiated = jax.jit(lambda state: jax.vjp(logits, state)[0])(state)
+    inferred = jax.jit(logits)(state)
+    tolerance = 1e-5 if dtype == "float32" else 2e-2 * float(jnp.abs(differentiated).max())
+    np.testing.assert_allclose(inferred, differentiated, rtol=0, atol=tolerance)
+
+
+@pytest.mark.usefixtures("in_onednn")
+def test_one_image_in_bfloat16_is_not_what_xlas_wrong_fusion_makes_of_it():
+    """Max-pooling, ReLU, convolution and ReLU, of which XLA's fusion returns NaN and numbers of 1e38."""
+    conv = Conv(32, 32, (3, 3), padding="SAME", use_bias=False, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((8, 1, 28, 28, 32)), jnp.bfloat16)
+
+    def net(x):
+        return conv(nnx.relu(layers.max_pool(x, 2)), relu=True)
+
+    fused = jax.jit(net)
+    assert "stablehlo.convolution" in fused.lower(images[0]).as_text()
+    for x in images:
+        expected = np.asarray(net(x), np.float32)
+        np.testing.assert_allclose(np.asarray(fused(x), np.float32), expected, rtol=2e-2, atol=2e-2)
