@@ -7,7 +7,6 @@ the process in which a step is profiled.
 
 import dataclasses
 import functools
-import json
 import math
 import re
 import subprocess
@@ -34,7 +33,8 @@ from fmbench.throughput.measurements import Dtype, Layer, Profile
 from fmbench.training import input_pipeline, parallel, selection, steps
 from fmbench.training.optimizer import make_optimizer
 
-SECONDS, LEAST_STEPS, MOST_STEPS = 2.0, 3, 50  # of the profile
+# Of the profile. It takes each step anew, so all together are to be fewer than an epoch has.
+SECONDS, LEAST_STEPS, MOST_STEPS = 2.0, 3, 40
 TIMEOUT = 600.0  # seconds that a net may take, with compilation
 SCOPE = "layer:"
 NET = "."  # the path of what the net does between its layers
@@ -71,7 +71,10 @@ def profile(spec: str, dtype: Dtype, environ: Mapping[str, str]) -> Profile:
         raise UserError(f"{spec}: no profile within {TIMEOUT:g} s.") from None
     if done.returncode:
         raise UserError(f"{spec}: no profile: {last_line(done.stderr)}")
-    return Profile.model_validate_json(done.stdout.splitlines()[-1])
+    try:
+        return Profile.model_validate_json(done.stdout)
+    except ValueError:
+        raise UserError(f"{spec}: no profile: its process answered {done.stdout[:80]!r}.") from None
 
 
 # The work, as JAX traces the step.
@@ -89,7 +92,7 @@ class Work(NamedTuple):
 
     place: Place
     direction: str
-    dtype: str
+    dtype: Dtype
     flops: float
     bytes: float  # of operands and results
     result_size: int  # numbers
@@ -102,7 +105,7 @@ def place(name_stack: str) -> Place:
 
 
 def count_work(jaxpr: Any, stack: str = "", times: int = 1) -> Iterator[Work]:
-    """Every matrix product and convolution of a program; in loops whose length is known, as often as it is done."""
+    """Every matrix product and convolution of a program; in loops as often as it is done."""
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         within = f"{stack}/{equation.source_info.name_stack}"
@@ -114,7 +117,7 @@ def count_work(jaxpr: Any, stack: str = "", times: int = 1) -> Iterator[Work]:
             yield Work(
                 at,
                 _direction(equation) if at.is_gradient else FORWARD,
-                operands[0].dtype.name,
+                "bfloat16" if operands[0].dtype == jax.numpy.bfloat16 else "float32",
                 times * FLOPS[name](equation.params, operands, results[0]),
                 times * sum(array.size * array.dtype.itemsize for array in (*operands, *results)),
                 results[0].size,
@@ -158,7 +161,7 @@ def _flops_of_convolution(params: Mapping[str, Any], operands: Sequence[Any], re
         size, window.output_size(*size), window.size, window.strides, window.padding, strict=True
     ):
         at = stride * np.arange(outputs)[:, None] + np.arange(side) - before
-        taps *= np.count_nonzero((at >= 0) & (at < length))
+        taps *= int(np.count_nonzero((at >= 0) & (at < length)))
     kernel = result if "use_bias" in params else operands[1]  # the gradient for the kernel has that
     return 2.0 * operands[0].shape[0] * taps * kernel.shape[2] * kernel.shape[3]
 
@@ -264,7 +267,7 @@ class Program:
         )
 
     def traffic(self, names: set[str]) -> int:
-        """Bytes that operations of the entry move if they are one: what they read of others, and others of them."""
+        """Bytes that operations move if they are one: what they read of others, and others of them."""
         read: dict[str, int] = {}
         written: dict[str, int] = {}
         for user in self.by_computation[self.entry]:
@@ -291,12 +294,12 @@ def _parts(text: str) -> Callable[[str], str]:
     tables = text.partition("\nFileNames\n")[2].partition("\n%")[0]
     files = dict(re.findall(r'^(\d+) "(.*)"$', tables.partition("\n\n")[0], re.MULTILINE))
     locations = dict(re.findall(r"^(\d+) \{file_name_id=(\d+)", tables, re.MULTILINE))
-    frames = dict(
-        (number, (location, parent))
+    frames = {
+        number: (location, parent)
         for number, location, parent in re.findall(
             r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", tables, re.MULTILINE
         )
-    )
+    }
     # XLA's text counts parents from one on, and the first frame, which has none, as its own.
     shift = int(frames.get("1", ("", ""))[1] == "1")
 
@@ -366,7 +369,7 @@ class Row(NamedTuple):
 class Cost:
     """As `Layer` has it."""
 
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     flops: float = 0.0
     bytes: float = 0.0
     seconds: float = 0.0
@@ -427,10 +430,11 @@ def _row_of_work(work: Work) -> Row:
 
 
 def together(rows: Mapping[Row, Cost], kinds: Mapping[str, str]) -> list[Layer]:
-    """Layers of the same class that do as much work, as one."""
+    """Layers of a class that have as much to do, as one; of a class without products, all."""
     alike: dict[Any, list[Row]] = defaultdict(list)
     for row, cost in rows.items():
-        key = (kinds[row.layer], row.direction, cost.dtype, cost.flops, cost.bytes) if row.layer in kinds else row
+        work = cost.flops and (cost.dtype, cost.flops, cost.bytes)
+        key = (kinds[row.layer], row.direction, work) if row.layer in kinds else row
         alike[key].append(row)
     layers = []
     for members in alike.values():
@@ -454,7 +458,7 @@ def together(rows: Mapping[Row, Cost], kinds: Mapping[str, str]) -> list[Layer]:
 # The process that is profiled.
 
 
-def _profile(spec: str, dtype: Dtype) -> Profile:
+def _profile(spec: str, dtype: Any) -> Profile:
     config = entries.resolve(spec, {})
     with config.unlocked():
         config.dtype = dtype
@@ -468,7 +472,7 @@ def _profile(spec: str, dtype: Dtype) -> Profile:
     kinds = {".".join(map(str, path)): type(module).__name__ for path, module in nnx.iter_modules(model) if path}
     graphdef = split_model(model)[0]
     (programs, *_), _ = steps.compile_programs(config, mesh, data, graphdef, tx, state, 1)
-    run = programs[1].run
+    run: Any = programs[1].run
     program = Program(run.as_text())
     settings = config_lib.stages(config)[0]
     step = functools.partial(
@@ -494,7 +498,7 @@ def _profile(spec: str, dtype: Dtype) -> Profile:
         return (time.perf_counter() - start) / count
 
     take(LEAST_STEPS)
-    count = min(max(LEAST_STEPS, round(SECONDS / take(LEAST_STEPS))), MOST_STEPS, data.whole_batches)
+    count = min(max(LEAST_STEPS, round(SECONDS / take(LEAST_STEPS))), MOST_STEPS)
     unprofiled = take(count)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # What XLA's threads tell on CPUs beside operations: that a task is handed to another thread, which one a thread
-# takes up, and that it is done with it; and that a thread looks for the operation to come.
+# takes up, and that it is done with it; and that a thread looks for the operation to come, or waits.
 RECORD, START, STOP = (f"ThreadpoolListener::{what}" for what in ("Record", "StartRegion", "StopRegion"))
-EXECUTOR = "ThunkExecutor::Execute"
+EXECUTOR = ("ThunkExecutor::", "end: ")
 
 
 class Event(NamedTuple):
@@ -38,14 +38,13 @@ def read(directory: Path) -> list[list[Event]]:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # its types lack a module's name
-        lines = [
+        return [
             [Event(event.name, event.start_ns, event.end_ns, dict(event.stats)) for event in line.events]
             for plane in devices[:1] or planes
             for line in plane.lines
             # Of TPUs other lines say the same by module, by step and by name in Python.
             if not plane.name.startswith("/device:TPU") or line.name == "XLA Ops"
         ]
-    return lines
 
 
 def operation_seconds(threads: Iterable[Iterable[Event]], module: str) -> dict[str, float]:
@@ -125,7 +124,7 @@ def _innermost(thread: Iterable[Event], owners: dict[str, Any], module: str) -> 
                 stack.pop()
             if stack:
                 stack.pop()
-        elif event.name == EXECUTOR:
+        elif event.name.startswith(EXECUTOR):
             item = _Item()
         elif name := _operation(event, module):
             item = _Item(operation=name)
