@@ -6,7 +6,7 @@
 Results go to <results_dir>/throughput.json as soon as they are complete, those of accelerators to
 throughput-gpu.json or -tpu.json beside it, and all are rendered to throughput.md and rooflines.md. What is
 measured again replaces its earlier measurement; models and sections that are not measured this time stay. PyTorch
-and Keras need environments of their own, made by benchmarks/setup_peers.sh, or interpreters that have them, named in
+and Keras need environments of their own, made by benchmarks/setup_peers.sh, or interpreters that have them, in
 FMBENCH_TORCH_PYTHON and FMBENCH_KERAS_PYTHON.
 
 Exit codes: 0 done, 1 --check found a difference, 2 something given cannot be used, 130 interrupted.
@@ -77,8 +77,8 @@ def _parse_arguments() -> argparse.Namespace:
         "--configs",
         type=_split,
         metavar="A,B",
-        help="config files of the sections models, layers and arms, as fmbench.main takes them (default: those that "
-        f"some peer trains alike; of arms {','.join(arms.CONFIGS)}, on CPUs {','.join(arms.CPU_CONFIGS)})",
+        help="config files of the sections models, layers and arms, as fmbench.main takes them (default: those "
+        f"that some peer trains alike; of arms {','.join(arms.CONFIGS)}, on CPUs {','.join(arms.CPU_CONFIGS)})",
     )
     add_list("--peers", (), f"further systems to measure, of {', '.join(PEERS)}; none by default")
     add_list("--dtype", DTYPES, "dtypes of the computation; fmbench in float32 is always measured")

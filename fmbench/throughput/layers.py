@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,14 +34,14 @@ from fmbench.throughput.measurements import Dtype, Layer, Profile
 from fmbench.training import input_pipeline, parallel, selection, steps
 from fmbench.training.optimizer import make_optimizer
 
-# Of the profile. It takes each step anew, so all together are to be fewer than an epoch has.
-SECONDS, LEAST_STEPS, MOST_STEPS = 2.0, 3, 40
+TAKES, SECONDS = 5, 0.4  # profiles, and how long each is at the least
+WARM_UP, MOST_STEPS = 4, 8  # with which no epoch of 48 and more steps ends meanwhile
 TIMEOUT = 600.0  # seconds that a net may take, with compilation
 SCOPE = "layer:"
 NET = "."  # the path of what the net does between its layers
 FORWARD, GRADIENT = "forward", "gradient"
 KERNEL_GRADIENT, INPUT_GRADIENT = "kernel gradient", "input gradient"
-REST = "bias, casts, copies"  # what else is done for a convolution or a dense layer
+REST = "bias, ReLU, casts, copies"  # what else is done for a convolution or a dense layer
 POOLING, BETWEEN, ELSE = "pooling", "activations and sums", "other"
 # What belongs to no layer of the net, by the file whose code asks for it; the first that fits.
 PARTS = {
@@ -255,16 +256,24 @@ class Program:
         return operation if operation.is_product else inner[0] if inner and operation.kind == "fusion" else None
 
     def whereabouts(self, operation: Operation) -> tuple[Place, str]:
-        """Place and part; of an operation without, those of what it ends with, or else of what calls it."""
-        known = [operation]
-        if operation.kind == "fusion":
-            known += [one for called in operation.calls for one in self.by_computation[called] if one.is_root]
-        while (caller := self.callers.get(known[-1].computation)) and caller not in known:
-            known.append(caller)
-        return next(
-            ((one.place, one.part) for one in known if one.place.path or one.part),
-            (operation.place, operation.part),
-        )
+        """Place and part.
+
+        Of an operation without, as XLA makes them where it converts and sums, those of the last line that has them
+        in its fusion, or else of the operation that calls it, or that gives its first operand.
+        """
+        seen: set[str] = set()
+        while operation.name not in seen:
+            seen.add(operation.name)
+            lines = [operation]
+            if operation.kind == "fusion":
+                lines += [line for called in operation.calls for line in reversed(self.by_computation[called])]
+            for line in lines:
+                if line.place.path or line.part:
+                    return line.place, line.part
+            caller = self.callers.get(operation.computation)
+            given = self.lines[operation.operands[0]] if operation.operands else operation
+            operation = caller or given
+        return Place("", False), ""
 
     def traffic(self, names: set[str]) -> int:
         """Bytes that operations move if they are one: what they read of others, and others of them."""
@@ -471,10 +480,10 @@ def _profile(spec: str, dtype: Any) -> Profile:
     model = scoped(nnx.merge(graphdef, state.params, state.model_state))
     kinds = {".".join(map(str, path)): type(module).__name__ for path, module in nnx.iter_modules(model) if path}
     graphdef = split_model(model)[0]
-    (programs, *_), _ = steps.compile_programs(config, mesh, data, graphdef, tx, state, 1)
+    whole = dataclasses.replace(data, eval_batches={}, remainder=0)
+    (programs, *_), _ = steps.compile_programs(config, mesh, whole, graphdef, tx, state, 1)
     run: Any = programs[1].run
     program = Program(run.as_text())
-    settings = config_lib.stages(config)[0]
     step = functools.partial(
         steps.train_step,
         graphdef=graphdef,
@@ -484,7 +493,7 @@ def _profile(spec: str, dtype: Any) -> Profile:
         normalization=config.data.normalization,
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
-        augment=settings.augment,
+        augment=config_lib.stages(config)[0].augment,
     )
     arguments = data.feed(0, selection.losses_of_epoch(state.losses, is_new=True))
     work = list(count_work(jax.make_jaxpr(parallel.map_over(mesh, step))(state, *arguments(1)).jaxpr))
@@ -497,23 +506,28 @@ def _profile(spec: str, dtype: Any) -> Profile:
         jax.block_until_ready(state)
         return (time.perf_counter() - start) / count
 
-    take(LEAST_STEPS)
-    count = min(max(LEAST_STEPS, round(SECONDS / take(LEAST_STEPS))), MOST_STEPS)
-    unprofiled = take(count)
+    take(WARM_UP // 2)
+    count = min(max(1, math.ceil(SECONDS / take(WARM_UP // 2))), MOST_STEPS)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
-    with tempfile.TemporaryDirectory() as directory:
-        with jax.profiler.trace(directory, profiler_options=options):
-            profiled = take(count)
-        seen = trace.operation_seconds(trace.read(Path(directory)), program.module)
-    seconds = {name: total / count for name, total in seen.items() if name in program.lines}
+    unprofiled, profiled = [], []
+    for _ in range(TAKES):
+        unprofiled.append(take(count))
+        with tempfile.TemporaryDirectory() as directory:
+            with jax.profiler.trace(directory, profiler_options=options):
+                seconds_per_step = take(count)
+            seen = trace.operation_seconds(trace.read(Path(directory)), program.module)
+        profiled.append((seconds_per_step, {name: seconds / count for name, seconds in seen.items()}))
+    # One of them as it was, not medians of each operation: so its rows add up.
+    step_seconds, seconds = sorted(profiled, key=lambda profile: profile[0])[TAKES // 2]
+    known = {name: seconds[name] for name in seconds.keys() & program.lines.keys()}
     return Profile(
         batch_size=config.batch_size,
         dtype=dtype,
         steps=count,
-        step_seconds=profiled,
-        unprofiled_step_seconds=unprofiled,
-        layers=together(match(work, program, seconds, kinds), kinds),
+        step_seconds=step_seconds,
+        unprofiled_step_seconds=statistics.median(unprofiled),
+        layers=together(match(work, program, known, kinds), kinds),
     )
 
 

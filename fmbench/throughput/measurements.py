@@ -184,9 +184,9 @@ class Profile(_Strict):
 
     batch_size: Count
     dtype: Dtype
-    steps: Count  # profiled
+    steps: Count  # in the profile, which is the median one of several by the time of a step
     step_seconds: Positive  # with the profiler running
-    unprofiled_step_seconds: Positive
+    unprofiled_step_seconds: Positive  # median
     layers: list[Layer]
 
     @property
