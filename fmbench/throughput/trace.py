@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -112,18 +113,21 @@ def _innermost(thread: Iterable[Event], owners: dict[str, Any], module: str) -> 
             yield _Span(stack[-1][0], before, time)
         before = time
 
-    for event in sorted(thread, key=lambda event: (event.start, -event.end)):
+    def end_task() -> None:
+        """Takes the innermost task off, if there is one, and what is within it."""
+        tasks = [index for index, (item, _) in enumerate(stack) if item.task is not None]
+        del stack[tasks[-1] if tasks else len(stack) :]
+
+    # Of what begins at once the outer first; but a task ends before the next thing begins.
+    for event in sorted(thread, key=lambda event: (event.start, event.name != STOP, -event.end)):
         item, end = None, event.end
         if event.name == RECORD:
             owners[event.stats["_p"]] = stack[-1][0] if stack else _Item()
-        elif event.name == START:
-            item, end = _Item(task=event.stats["_c"]), float("inf")
-        elif event.name == STOP:
+        elif event.name in (START, STOP):
             yield from until(event.start)
-            while stack and stack[-1][0].task is None:
-                stack.pop()
-            if stack:
-                stack.pop()
+            end_task()  # also one of which no end was seen
+            if event.name == START:
+                item, end = _Item(task=event.stats["_c"]), math.inf
         elif event.name.startswith(EXECUTOR):
             item = _Item()
         elif name := _operation(event, module):
@@ -131,7 +135,7 @@ def _innermost(thread: Iterable[Event], owners: dict[str, Any], module: str) -> 
         if item is not None:
             yield from until(event.start)
             stack.append((item, end))
-    yield from until(before if not stack else max((end for _, end in stack if end < float("inf")), default=before))
+    yield from until(max((end for _, end in stack if end < math.inf), default=before))
 
 
 def _operation(event: Event, module: str) -> str | None:
