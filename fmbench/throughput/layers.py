@@ -270,9 +270,8 @@ class Program:
             for line in lines:
                 if line.place.path or line.part:
                     return line.place, line.part
-            caller = self.callers.get(operation.computation)
-            given = self.lines[operation.operands[0]] if operation.operands else operation
-            operation = caller or given
+            given = self.lines.get(operation.operands[0]) if operation.operands else None
+            operation = self.callers.get(operation.computation) or given or operation
         return Place("", False), ""
 
     def traffic(self, names: set[str]) -> int:
