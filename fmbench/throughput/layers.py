@@ -473,14 +473,13 @@ def _profile(spec: str, dtype: Any) -> Profile:
     # Programs are found in the cache by all but names of layers, which are what is asked for here.
     jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    data = input_pipeline.load(config, mesh)
+    data = dataclasses.replace(input_pipeline.load(config, mesh), eval_batches={}, remainder=0)
     tx, _ = make_optimizer(config, data.steps_per_epoch)
     graphdef, state = steps.init_state(config, tx, mesh, data.seed, len(data.train_rows["label"]))
     model = scoped(nnx.merge(graphdef, state.params, state.model_state))
     kinds = {".".join(map(str, path)): type(module).__name__ for path, module in nnx.iter_modules(model) if path}
     graphdef = split_model(model)[0]
-    whole = dataclasses.replace(data, eval_batches={}, remainder=0)
-    (programs, *_), _ = steps.compile_programs(config, mesh, whole, graphdef, tx, state, 1)
+    (programs, *_), _ = steps.compile_programs(config, mesh, data, graphdef, tx, state, 1)
     run: Any = programs[1].run
     program = Program(run.as_text())
     step = functools.partial(

@@ -220,15 +220,15 @@ def test_a_real_step_is_profiled_in_a_process_of_its_own(tmp_path):
         "from fmbench.config import base_config\n"
         "def get_config(arg=''):\n"
         "    config = base_config()\n"
-        "    config.model.name, config.batch_size, config.data.source = 'mlp', 16, 'sample'\n"
+        "    config.model.name, config.batch_size, config.data.source = 'mlp', 17, 'sample'\n"
         "    return config\n"
     )
     profile = layers.profile(str(tmp_path / "small.py"), "float32", os.environ)
     shares = {tuple(layer.layers): layer.seconds / profile.step_seconds for layer in profile.layers}
-    assert profile.batch_size == 16
+    assert profile.batch_size == 17
     assert 0 < sum(shares.values()) <= 1
     assert shares["dense1",] > 0
-    assert sum(layer.flops for layer in profile.layers) == 2 * 16 * (
+    assert sum(layer.flops for layer in profile.layers) == 2 * 17 * (
         2 * 784 * 256 + 3 * (256 * 512 + 512 * 100 + 1000)
     )
 
