@@ -59,7 +59,7 @@ def operation_seconds(threads: Iterable[Iterable[Event]], module: str) -> dict[s
         threads: As `read` gives them.
         module: The program's name, as 'jit_train_step'.
     """
-    owners: dict[str, _Span | None] = {}
+    owners: dict[int, _Item] = {}
     spans = [span for thread in threads for span in _innermost(thread, owners, module)]
     changes: list[tuple[float, int, str]] = []
     for span in spans:
@@ -87,7 +87,7 @@ class _Item:
     """An operation, or a task that some operation handed over."""
 
     operation: str | None = None
-    task: str | None = None
+    task: int | None = None
 
 
 class _Span(NamedTuple):
@@ -98,7 +98,7 @@ class _Span(NamedTuple):
     end: float
 
 
-def _innermost(thread: Iterable[Event], owners: dict[str, Any], module: str) -> Iterator[_Span]:
+def _innermost(thread: Iterable[Event], owners: dict[int, "_Item"], module: str) -> Iterator[_Span]:
     """The thread's time by what it worked at; enters into `owners` the item that each task was handed over by."""
     stack: list[tuple[_Item, float]] = []  # items and when they end
     before = 0.0
@@ -146,7 +146,7 @@ def _operation(event: Event, module: str) -> str | None:
     return str(name).partition(" = ")[0].lstrip("%") if name and of == module else None
 
 
-def _owner(item: _Item, owners: Mapping[str, Any]) -> str | None:
+def _owner(item: _Item, owners: Mapping[int, _Item]) -> str | None:
     """The operation that an item belongs to."""
     while item.task is not None:
         item = owners.get(item.task) or _Item()
