@@ -4,9 +4,9 @@
     python -m fmbench.benchmark --peers=torch,keras --configs=configs/vgg_like.py --dtype=float32
 
 Results go to <results_dir>/throughput.json as soon as they are complete, those of accelerators to
-throughput-gpu.json or -tpu.json beside it, and all are rendered to throughput.md. What is measured again replaces
-its earlier measurement; models and sections that are not measured this time stay. PyTorch and Keras need
-environments of their own, made by benchmarks/setup_peers.sh, or interpreters that have them, named in
+throughput-gpu.json or -tpu.json beside it, and all are rendered to throughput.md and rooflines.md. What is
+measured again replaces its earlier measurement; models and sections that are not measured this time stay. PyTorch
+and Keras need environments of their own, made by benchmarks/setup_peers.sh, or interpreters that have them, in
 FMBENCH_TORCH_PYTHON and FMBENCH_KERAS_PYTHON.
 
 Exit codes: 0 done, 1 --check found a difference, 2 something given cannot be used, 130 interrupted.
@@ -50,8 +50,8 @@ CONFIGS = (
     "configs/speedrun.py:94",
 )
 
-SECTIONS = ("models", "overheads", "batch_sizes", "dataset_sizes", "arms", "seeds_together")
-CPU_SECTIONS = SECTIONS[:4]  # by default: what the others compare makes a difference on accelerators
+SECTIONS = ("models", "overheads", "batch_sizes", "dataset_sizes", "layers", "arms", "seeds_together")
+CPU_SECTIONS = SECTIONS[:5]  # by default: what the others compare makes a difference on accelerators
 
 
 @command_line.plain_errors("benchmark", "interrupted; what was complete is kept.")
@@ -77,15 +77,15 @@ def _parse_arguments() -> argparse.Namespace:
         "--configs",
         type=_split,
         metavar="A,B",
-        help="config files of the sections models and arms, as fmbench.main takes them (default: those that some "
-        f"peer trains alike; of arms {','.join(arms.CONFIGS)}, on CPUs {','.join(arms.CPU_CONFIGS)})",
+        help="config files of the sections models, layers and arms, as fmbench.main takes them (default: those "
+        f"that some peer trains alike; of arms {','.join(arms.CONFIGS)}, on CPUs {','.join(arms.CPU_CONFIGS)})",
     )
     add_list("--peers", (), f"further systems to measure, of {', '.join(PEERS)}; none by default")
     add_list("--dtype", DTYPES, "dtypes of the computation; fmbench in float32 is always measured")
     add_list(
         "--sections",
         (),
-        f"what to measure, of {', '.join(SECTIONS)}; by default all, on CPUs the first four, with --json models",
+        f"what to measure, of {', '.join(SECTIONS)}; by default all, on CPUs the first five, with --json models",
     )
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument(
@@ -99,10 +99,8 @@ def _parse_arguments() -> argparse.Namespace:
         "--json", action="store_true", help="print one JSON object per model and system, and write no files"
     )
     parser.add_argument("--results_dir", type=Path, default=Path("results"), help="default: results")
-    parser.add_argument("--render", action="store_true", help="write throughput.md from the JSON files, and stop")
-    parser.add_argument(
-        "--check", action="store_true", help="exit with 1 if throughput.md is not up to date, and stop"
-    )
+    parser.add_argument("--render", action="store_true", help="write the pages from the JSON files, and stop")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a page is not up to date, and stop")
     return parser.parse_args()
 
 
@@ -111,21 +109,20 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def _render(results_dir: Path, *, check: bool) -> int:
-    """Writes throughput.md, or looks whether it is what it should be. Returns the exit code."""
+    """Writes the pages, or looks whether they are what they should be. Returns the exit code."""
     measured = read_all(results_dir)
     if not measured:
         raise UserError(f"{json_path(results_dir)} does not exist; measure first.")
-    path = throughput.md_path(results_dir)
     if not check:
-        throughput.write_page(results_dir)
-        print(f"{path} is rendered.")
-    elif not path.exists() or path.read_bytes() != throughput.render(measured).encode():
-        print(
-            f"{path} is not what the measurements say; run python -m fmbench.benchmark --render.", file=sys.stderr
-        )
-        return 1
-    else:
-        print(f"{path} is what the measurements say.")
+        throughput.write_pages(results_dir)
+    for path, text in throughput.render_pages(measured, results_dir).items():
+        if not path.exists() or path.read_bytes() != text.encode():
+            print(
+                f"{path} is not what the measurements say; run python -m fmbench.benchmark --render.",
+                file=sys.stderr,
+            )
+            return 1
+        print(f"{path} is {'what the measurements say' if check else 'rendered'}.")
     return 0
 
 
@@ -188,6 +185,10 @@ def _measure(arguments: argparse.Namespace) -> None:
             keep(batch_sizes=measure.measure_batch_sizes(setting))
         if "dataset_sizes" in sections:
             keep(dataset_sizes=measure.measure_dataset_sizes(setting))
+        if "layers" in sections:
+            for spec, run_config in configs.items():
+                if profiles := measure.measure_layers(spec, arguments.dtype, setting):
+                    keep(layers={run_config.entry: profiles})
         if "arms" in sections:
             for spec in arguments.configs or (arms.CPU_CONFIGS if on_cpu else arms.CONFIGS):
                 sweep = measure.measure_arms(spec, setting)

@@ -14,15 +14,19 @@ from ml_collections import config_dict
 
 from fmbench import entries
 from fmbench.data import fashion_mnist
+from fmbench.errors import UserError
 from fmbench.records import calibration, machine
 from fmbench.records.schema import Environment
 from fmbench.system import interrupt, runtime
 from fmbench.system.peers import say
+from fmbench.throughput import layers
 from fmbench.throughput.arms import choose_arms, environ_of
 from fmbench.throughput.measurements import (
     Conditions,
+    Dtype,
     Measurements,
     ModelThroughput,
+    Profiles,
     Row,
     Sweep,
     better_ways,
@@ -66,12 +70,15 @@ def merge(
     *,
     models: dict[str, ModelThroughput] | None = None,
     arms: dict[str, Sweep] | None = None,
+    layers: dict[str, Profiles] | None = None,
     **sections: Any,
 ) -> Measurements:
-    """The measurements with new sections, models and arms of models in the place of the old ones."""
+    """The measurements with new sections, models, and arms and layers of models in the place of the old ones."""
     together = dict(sorted((measurements.models | (models or {})).items()))
     all_arms = dict(sorted((measurements.arms | (arms or {})).items()))
-    return measurements.model_copy(update={"models": together, "arms": all_arms, **sections})
+    all_layers = dict(sorted((measurements.layers | (layers or {})).items()))
+    parts = {"models": together, "arms": all_arms, "layers": all_layers}
+    return measurements.model_copy(update=parts | sections)
 
 
 def prepare(scratch: Path, rounds: int, seconds: float) -> Setting:
@@ -192,6 +199,21 @@ def measure_arms(spec: str, setting: Setting) -> Sweep:
         race(entrants, setting.conditions.rounds, setting.conditions.seconds, infer=False)
         rows = [entrant.finish() for entrant in entrants]
     return Sweep(conditions=now(setting.conditions), rows=rows)
+
+
+def measure_layers(spec: str, dtypes: Sequence[Dtype], setting: Setting) -> Profiles | None:
+    """Profiles a model's training step in fmbench; None where that fails, which ends nothing else."""
+    run_config = load_config(spec)
+    profiles = []
+    for dtype in dtypes:
+        say(f"{run_config.entry}: layers, {dtype}")
+        try:
+            profiles.append(layers.profile(spec, dtype, setting.environ))
+        except UserError as error:
+            say(str(error))
+    if not profiles:
+        return None
+    return Profiles(conditions=now(setting.conditions), config_file=run_config.config_file, profiles=profiles)
 
 
 def _start(entrants: list[Entrant], environs: list[dict[str, str]], stack: contextlib.ExitStack) -> None:

@@ -166,6 +166,54 @@ class Sweep(_Strict):
     rows: list[Row]
 
 
+class Layer(_Strict):
+    """What a layer, or several that do as much, or a part of the step outside the net takes of a step."""
+
+    layers: list[str]  # paths in the net, as 'blocks.0.conv1'; or what it is
+    direction: str  # forward, kernel gradient, ...; empty where there is but one
+    dtype: Dtype  # of the operands
+    flops: Annotated[float, Field(ge=0)]  # of matrix products and convolutions
+    bytes: Annotated[float, Field(ge=0)]  # the least to move, if nothing stays in a cache between rows
+    seconds: Seconds
+
+    def least_seconds(self, conditions: Conditions) -> float:
+        """FLOPs / what a matrix product reaches, or bytes / what memory moves, whichever is longer."""
+        traffic = self.bytes / conditions.memory_bytes_per_sec if conditions.memory_bytes_per_sec else 0.0
+        return max(self.flops / conditions.matmul_flops_per_sec[self.dtype], traffic)
+
+    def gap_seconds(self, conditions: Conditions) -> float:
+        """What it takes over its least."""
+        return self.seconds - self.least_seconds(conditions)
+
+
+class Profile(_Strict):
+    """A training step by layers."""
+
+    batch_size: Count
+    dtype: Dtype
+    steps: Count  # in the profile, which is the median one of several by the time of a step
+    step_seconds: Positive  # with the profiler running
+    unprofiled_step_seconds: Positive  # median
+    layers: list[Layer]
+
+    @property
+    def seconds_elsewhere(self) -> float:
+        """In which no operation was seen to work."""
+        return self.step_seconds - sum(layer.seconds for layer in self.layers)
+
+    def gaps(self, conditions: Conditions) -> list[Layer]:
+        """The layers by what they take over their least, the most first."""
+        return sorted(self.layers, key=lambda layer: -layer.gap_seconds(conditions))
+
+
+class Profiles(_Strict):
+    """An entry's step by layers, in each dtype."""
+
+    conditions: Conditions
+    config_file: str
+    profiles: list[Profile]
+
+
 class Run(_Strict):
     """Where the time of one `python -m fmbench.main` went."""
 
@@ -207,16 +255,18 @@ class Measurements(_Strict):
     dataset_sizes: Sweep | None = None
     seeds_together: Sweep | None = None
     arms: dict[str, Sweep] = {}  # by model; the first row is the way fmbench runs by default
+    layers: dict[str, Profiles] = {}  # by model
 
     @property
-    def sections(self) -> dict[str, Overheads | Sweep]:
+    def sections(self) -> dict[str, Overheads | Sweep | Profiles]:
         """What there is beside the models, by its title."""
-        sections = {
+        sections: dict[str, Overheads | Sweep | Profiles | None] = {
             "overheads": self.overheads,
             "batch sizes": self.batch_sizes,
             "dataset sizes": self.dataset_sizes,
             "seeds together": self.seeds_together,
             **{f"arms of {name}": arms for name, arms in sorted(self.arms.items())},
+            **{f"layers of {name}": profiles for name, profiles in sorted(self.layers.items())},
         }
         return {title: section for title, section in sections.items() if section}
 
