@@ -3,8 +3,8 @@
 On CPUs convolutions and their gradients run in oneDNN (`fmbench.layers.onednn`), where it is installed and a
 program runs on one device at a time; those of 3x3 and many channels, in float32, by Winograd's algorithm
 (`fmbench.layers.winograd`), where there is a compiler to build it with. Everywhere else XLA's own operations run.
-Which is decided when a program is lowered: one for GPUs or TPUs, and one that is exported, holds XLA's alone. JAX's
-settings stay as they are, that of asynchronous dispatch among them.
+Which is decided when a program is lowered: one for GPUs or TPUs, and one that is exported, holds XLA's alone.
+JAX's settings stay as they are, that of asynchronous dispatch among them.
 """
 
 from fmbench.layers.batch_norm import BatchNorm

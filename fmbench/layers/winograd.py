@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,11 +160,11 @@ def _call(
     x_shape: Sequence[int],
     outputs: int,
     window: Window,
-    arrays: dict[str, jax.Array],
-    results: dict[str, tuple[int, ...]],
+    arrays: Mapping[str, jax.Array],
+    results: Mapping[str, tuple[int, ...]],
     *,
     relu: bool = False,
-) -> list[jax.Array]:
+) -> Sequence[jax.Array]:
     numbers = (*x_shape, outputs, window.padding[0][0], int(relu))
     target = _register(direction, numbers, tuple(arrays), tuple(results))
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results.values()]
@@ -175,6 +175,7 @@ def _call(
 def _register(direction: str, numbers: tuple[int, ...], arrays: tuple[str, ...], results: tuple[str, ...]) -> str:
     """A custom call, one at a time of these and of oneDNN's, as they share the cores and the workspace."""
     loaded, mutex, libc = library(), onednn.mutex(), ctypes.CDLL(None)
+    assert loaded is not None  # `takes` has looked
     call = ctypes.pointer(Call(*numbers))
     calls = [
         (libc.pthread_mutex_lock, mutex),
@@ -185,5 +186,5 @@ def _register(direction: str, numbers: tuple[int, ...], arrays: tuple[str, ...],
         (getattr(loaded, f"winograd_{direction}"), call),
         (libc.pthread_mutex_unlock, mutex),
     ]
-    name = f"winograd.{direction}({', '.join(map(str, (*numbers, *arrays)))})"
+    name = f"winograd.{direction}({', '.join(map(str, (*numbers, *arrays, *results)))})"
     return xla_ffi.register(name, len(arrays), len(results), calls)

@@ -209,7 +209,7 @@ def test_the_library_is_loaded_once(monkeypatch):
         time.sleep(0.05)
 
     monkeypatch.setattr(onednn, "_Library", load)
-    first = onednn._once(inspect.unwrap(onednn._load))
+    first = onednn.once(inspect.unwrap(onednn._load))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: first(), range(4)))
     assert len(loads) == 1

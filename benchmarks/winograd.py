@@ -1,26 +1,21 @@
 """Winograd's convolution in machine code beside oneDNN's direct one, in turns: vgg_like's layers, then its step.
 
-    python benchmarks/winograd/measure.py                     # 128 -> 256 channels, forward: the experiment's rule
-    python benchmarks/winograd/measure.py --layers=conv4,conv3,conv2 --directions=forward,input,kernel
-    python benchmarks/winograd/measure.py --step              # a training step of vgg_like with either
+    python benchmarks/winograd.py                     # 128 -> 256 channels, forward: the experiment's rule
+    python benchmarks/winograd.py --layers=conv4,conv3,conv2 --directions=forward,input,kernel
+    python benchmarks/winograd.py --step              # a training step of vgg_like with either
 
-winograd.cpp is built with the compiler at hand (`$CXX`, else g++) into a temporary folder. A round runs one after
-the other on the same arrays, each with the preparation of the kernel that training needs at each call. Printed are
-medians over the rounds, and the largest error of each against float64, as a part of the largest value.
+A round runs one after the other on the same arrays, each with the preparation of the kernel that training needs at
+each call. Printed are medians over the rounds, and the largest error of each against float64, as a part of the
+largest value.
 """
 
 import argparse
 import ctypes
 import math
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from ctypes import byref, c_double, c_int, c_int64, c_void_p
-from pathlib import Path
+from ctypes import byref, c_int, c_void_p
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -31,14 +26,14 @@ import optax
 from flax import nnx
 
 from fmbench.errors import UserError
-from fmbench.layers import onednn, xla_ffi
+from fmbench.layers import onednn, winograd
 from fmbench.layers.onednn import Window
+from fmbench.layers.winograd import ARRAYS
 from fmbench.models import MODELS
 from fmbench.system import cgroup, runtime
 
 RESULTS = {"forward": ("y",), "input": ("x",), "kernel": ("kernel", "bias")}
 FUNCTIONS = {"forward": "winograd_forward", "input": "winograd_input_grad", "kernel": "winograd_kernel_grad"}
-
 
 HEADER = """\
 | layer | direction | threads | direct, ms | Winograd, ms | ratio | error direct | error Winograd | parts, ms |
@@ -71,12 +66,12 @@ LAYERS = {"conv2": Layer(28, 32, 64, 1), "conv3": Layer(14, 64, 128, 1), "conv4"
 
 def prepare_winograd(
     library: ctypes.CDLL, direction: str, padding: int, arrays: dict[str, np.ndarray], threads: int
-) -> tuple[Callable[[], None], Call]:
+) -> tuple[Callable[[], None], winograd.Call]:
     """What computes the direction's results into their arrays, and where it leaves its times."""
     _, height, width, inputs = arrays["x"].shape
     pointers = [arrays[name].ctypes.data for name in ARRAYS]
     batch, outputs = len(arrays["x"]), len(arrays["bias"])
-    call = Call(batch, height, width, inputs, outputs, padding, False, threads, *pointers)
+    call = winograd.Call(batch, height, width, inputs, outputs, padding, False, threads, *pointers)
 
     def run() -> None:
         if getattr(library, FUNCTIONS[direction])(byref(call)):
@@ -224,12 +219,11 @@ def make_step(batch: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     return jax.jit(step).lower(*state, jax.random.key(2)).compile(), state
 
 
-def measure_step(library: ctypes.CDLL, batch: int, rounds: int) -> None:
+def measure_step(batch: int, rounds: int) -> None:
     """Prints the times of a step with either, and how far apart the losses are."""
     runtime.keep_freed_memory()
-    in_winograd = InXLA(library, cgroup.usable_cores())
     steps = [make_step(batch)]
-    with mock.patch("fmbench.layers.convolution_primitives.onednn", in_winograd):
+    with mock.patch.object(winograd, "takes", lambda *_: False):
         jax.clear_caches()
         steps.append(make_step(batch))
     states: list[Any] = [state for _, state in steps]
@@ -243,13 +237,13 @@ def measure_step(library: ctypes.CDLL, batch: int, rounds: int) -> None:
             loss.append(float(value))
         times.append(row)
         losses.append(loss)
-    direct, winograd = 1000 * np.median(times[1:], axis=0)
+    ours, direct = 1000 * np.median(times[1:], axis=0)
     apart = [abs(a - b) / abs(a) for a, b in losses]
-    print(f"vgg_like, batch {batch}, float32, {in_winograd.threads} threads, medians of {rounds} steps in turns:")
-    print(f"oneDNN {direct:.0f} ms, Winograd {winograd:.0f} ms ({len(in_winograd.calls)} of 11 convolutions)")
     print(
-        f"ratio {direct / winograd:.2f}; losses apart by {apart[0]:.0e} in the first, {apart[-1]:.0e} in the last"
+        f"vgg_like, batch {batch}, float32, {cgroup.usable_cores()} threads, medians of {rounds} steps in turns:"
     )
+    print(f"oneDNN {direct:.0f} ms, with Winograd {ours:.0f} ms: ratio {direct / ours:.2f}")
+    print(f"losses apart by {apart[0]:.0e} in the first step, {apart[-1]:.0e} in the last")
 
 
 def main() -> None:
@@ -266,18 +260,19 @@ def main() -> None:
             parser.error(f"there is no {', '.join(sorted(unknown))} among {', '.join(known)}")
     if onednn.library() is None:
         raise UserError(f"oneDNN cannot be loaded; install {onednn.PACKAGE}.")
-    with tempfile.TemporaryDirectory() as folder:
-        library = build(Path(folder))
-        if args.step:
-            measure_step(library, args.batch, args.rounds)
-            return
-        print(HEADER)
-        for name in args.layers.split(","):
-            for direction in args.directions.split(","):
-                threads = [int(number) for number in args.threads.split(",")]
-                for row in measure(library, name, direction, args.batch, threads, args.rounds):
-                    print(row, flush=True)
-        print("\nparts: transforms before the products, products, transforms after them, on the first thread.")
+    library = winograd.library()
+    if library is None:
+        raise UserError(f"there is no Winograd here: {winograd.why_not()}.")
+    if args.step:
+        measure_step(args.batch, args.rounds)
+        return
+    print(HEADER)
+    for name in args.layers.split(","):
+        for direction in args.directions.split(","):
+            threads = [int(number) for number in args.threads.split(",")]
+            for row in measure(library, name, direction, args.batch, threads, args.rounds):
+                print(row, flush=True)
+    print("\nparts: transforms before the products, products, transforms after them, on the first thread.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""Winograd's convolutions: the numbers of float64, in all directions, and what happens without a compiler."""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmbench import layers
+from fmbench.layers import onednn, winograd
+from fmbench.layers.convolution_primitives import convolution
+from fmbench.layers.onednn import Window
+
+has_library = pytest.mark.skipif(
+    onednn.library() is None or winograd.library() is None,
+    reason=f"no Winograd here: {winograd.why_not() or f'oneDNN cannot be loaded; install {onednn.PACKAGE}'}",
+)
+
+
+def window(padding: int) -> Window:
+    return Window((3, 3), (1, 1), ((padding, padding), (padding, padding)))
+
+
+def in_float64(x, kernel, bias, y_grad, padding: int, relu: bool):
+    """y, and the gradients of sum(y * y_grad) with respect to x, kernel and bias, by nine products of matrices."""
+    x, kernel, bias, y_grad = (np.asarray(array, np.float64) for array in (x, kernel, bias, y_grad))
+    around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = np.pad(x, around)
+    places = [np.s_[:, i : i + y_grad.shape[1], j : j + y_grad.shape[2]] for i in range(3) for j in range(3)]
+    kernels = kernel.reshape(9, *kernel.shape[2:])
+    y = sum(padded[place] @ k for place, k in zip(places, kernels, strict=True)) + bias
+    if relu:
+        y_grad, y = np.where(y > 0, y_grad, 0), np.maximum(y, 0)
+    x_grad = np.zeros(padded.shape)
+    for place, k in zip(places, kernels, strict=True):
+        x_grad[place] += y_grad @ k.T
+    inside = np.s_[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
+    kernel_grad = [np.tensordot(padded[place], y_grad, ((0, 1, 2), (0, 1, 2))) for place in places]
+    return y, x_grad[inside], np.stack(kernel_grad).reshape(kernel.shape), y_grad.sum((0, 1, 2))
+
+
+# Whole tiles; tiles over the edge, of images that end within a block; an image of less than a tile; many blocks.
+@has_library
+@pytest.mark.parametrize("size, padding, batch", [(14, 0, 5), (9, 0, 3), (13, 1, 7), (3, 1, 2), (7, 1, 40)])
+@pytest.mark.parametrize("use_bias, relu", [(True, True), (False, False)])
+def test_equals_float64_in_all_directions(size, padding, batch, use_bias, relu):
+    inputs, outputs, y_size = 32, 64, size + 2 * padding - 2
+    rng = np.random.default_rng(0)
+    shapes = (batch, size, size, inputs), (3, 3, inputs, outputs), (outputs,), (batch, y_size, y_size, outputs)
+    x, kernel, bias, y_grad = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes)
+    bias = bias if use_bias else 0 * bias
+
+    @jax.jit
+    def compute(x, kernel, bias):
+        arguments = (x, kernel, bias) if use_bias else (x, kernel)
+        y, grads_of = jax.vjp(lambda x, k, b=None: convolution(x, k, b, window(padding), relu), *arguments)
+        return y, *grads_of(y_grad)
+
+    text = compute.lower(x, kernel, bias).as_text()
+    assert [text.count(f"winograd.{name}(") for name in ("forward", "input_grad", "kernel_grad")] == [1, 1, 1]
+    exact = in_float64(x, kernel, bias, y_grad, padding, relu)
+    for _ in range(2):  # what the first call left in the workspace adds nothing
+        results = compute(x, kernel, bias)
+        assert len(results) == 3 + use_bias
+        for result, wanted in zip(results, exact, strict=False):
+            assert np.abs(result - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@has_library
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"window": Window((5, 5), (1, 1), ((2, 2), (2, 2)))},
+        {"window": Window((3, 3), (2, 2), ((1, 1), (1, 1)))},
+        {"window": Window((3, 3), (1, 1), ((0, 1), (1, 1)))},
+        {"dtype": jnp.bfloat16},
+        {"inputs": 48},
+        {"outputs": 16},
+    ],
+)
+def test_takes_what_it_has_code_for(changes):
+    plain: dict[str, Any] = {"window": window(1), "dtype": jnp.float32, "inputs": 64, "outputs": 128}
+    assert winograd.takes(**plain)
+    assert not winograd.takes(**plain | changes)
+
+
+@pytest.mark.parametrize(
+    "compiler, said",
+    [("no-such-compiler", "no C++ compiler no-such-compiler"), ("false", "false cannot build winograd.cpp: ")],
+)
+def test_without_a_compiler_onednn_does_it_and_the_first_line_says_so(monkeypatch, tmp_path, compiler, said):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("FMBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(winograd, "_processor", lambda: "Abacus 9 avx512f")
+    monkeypatch.setattr(winograd, "_load", inspect.unwrap(winograd._load))
+    assert winograd.why_not().startswith(said)
+    assert not winograd.takes(window(1), jnp.float32, 64, 128)
+    if layers.convolves_in_onednn():
+        assert layers.describe_convolutions() == f"oneDNN ({winograd.why_not()}: none by Winograd)"
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_without_its_instructions_nothing_is_built(monkeypatch):
+    monkeypatch.setattr(winograd, "_processor", lambda: "Abacus 9 avx2")
+    monkeypatch.setattr(winograd, "_load", inspect.unwrap(winograd._load))
+    assert (winograd.library(), winograd.why_not()) == (None, "no AVX-512")
