@@ -51,7 +51,7 @@ def _bind(*arrays: jax.Array, window: Window, relu: bool = False) -> list[jax.Ar
 
 
 def is_faster_in_xla(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
-    """Whether inference convolves faster in XLA than in oneDNN, by the table in docs/speed.md.
+    """Whether inference convolves faster in XLA than in a library, by the tables in docs/speed.md.
 
     Alone XLA's convolution never is the faster, but it fuses with what comes before and after it, and its threads
     need not be woken. It copies images that are padded.
@@ -59,6 +59,8 @@ def is_faster_in_xla(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
     batch, height, width, inputs = x.shape
     if batch == 1:
         return math.prod(window.output_size(height, width)) * kernel.size <= SMALL
+    if winograd.takes(window, x.dtype, *kernel.shape[2:]):
+        return False
     return x.dtype == jnp.float32 and inputs <= FEW_INPUTS and not any(map(any, window.padding))
 
 

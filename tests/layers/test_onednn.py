@@ -17,7 +17,8 @@ import pytest
 from flax import nnx
 
 from fmbench import layers
-from fmbench.layers import Conv, convolution, onednn
+from fmbench.layers import Conv, convolution, onednn, winograd
+from fmbench.layers.onednn import Window
 from fmbench.models import MODELS
 from fmbench.records import store
 
@@ -280,7 +281,8 @@ print(jax.jit(layers.Conv(1, 2, (3, 3), rngs=nnx.Rngs(0))).lower(jnp.zeros((1, 5
     ("shape", "outputs", "padding", "dtype", "expected"),
     [
         ((1000, 28, 28, 1), 32, "VALID", "float32", False),
-        ((32, 13, 13, 64), 32, "VALID", "float32", False),
+        ((32, 13, 13, 64), 48, "VALID", "float32", False),
+        ((32, 13, 13, 64), 32, "VALID", "float32", True),  # by Winograd, where there is a compiler
         ((32, 14, 14, 65), 32, "VALID", "float32", True),
         ((1000, 28, 28, 1), 32, "SAME", "float32", True),
         ((1000, 28, 28, 1), 32, "VALID", "bfloat16", True),
@@ -290,7 +292,9 @@ print(jax.jit(layers.Conv(1, 2, (3, 3), rngs=nnx.Rngs(0))).lower(jnp.zeros((1, 5
     ],
     ids=str,
 )
-def test_inference_convolves_where_that_is_faster_and_training_in_onednn(shape, outputs, padding, dtype, expected):
+def test_inference_convolves_where_that_is_faster_and_training_in_libraries(
+    shape, outputs, padding, dtype, expected
+):
     conv = Conv(shape[-1], outputs, (3, 3), padding=padding, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(conv)
 
@@ -299,9 +303,11 @@ def test_inference_convolves_where_that_is_faster_and_training_in_onednn(shape, 
 
     def calls(function):
         module = jax.jit(function).lower(params, jax.ShapeDtypeStruct(shape, dtype)).as_text()
-        return len(re.findall('custom_call @"?onednn', module))
+        return len(re.findall('custom_call @"?(?:onednn|winograd)', module))
 
-    assert calls(total) == expected
+    window = Window((3, 3), (1, 1), ((0, 0), (0, 0)))
+    by_winograd = winograd.takes(window, jnp.dtype(dtype), shape[-1], outputs)
+    assert calls(total) == (expected and (by_winograd or shape != (32, 13, 13, 64)))
     assert calls(jax.value_and_grad(total)) == 2  # the value and the kernel's gradient
     assert calls(lambda params, x: jax.jvp(lambda p: total(p, x), (params,), (params,))) == 2
 
