@@ -59,7 +59,7 @@ def is_faster_in_xla(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
     batch, height, width, inputs = x.shape
     if batch == 1:
         return math.prod(window.output_size(height, width)) * kernel.size <= SMALL
-    if winograd.takes(window, x.dtype, *kernel.shape[2:]):
+    if winograd.takes(window, x.dtype, batch, *kernel.shape[2:]):
         return False
     return x.dtype == jnp.float32 and inputs <= FEW_INPUTS and not any(map(any, window.padding))
 
@@ -67,7 +67,7 @@ def is_faster_in_xla(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
 def _library(images: jax.Array, kernel_shape: Sequence[int], window: Window) -> Any:
     """Winograd or onednn, which have the same functions."""
     *_, inputs, outputs = kernel_shape
-    return winograd if winograd.takes(window, images.dtype, inputs, outputs) else onednn
+    return winograd if winograd.takes(window, images.dtype, images.shape[0], inputs, outputs) else onednn
 
 
 def _convolution_in_library(x, kernel, bias=None, *, window, relu, inference):

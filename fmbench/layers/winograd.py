@@ -29,6 +29,7 @@ from fmbench.system import files
 NAME = "winograd.cpp"  # in a record's versions, with the compiler
 SOURCE = Path(__file__).with_name(NAME)
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
+LEAST_IMAGES = 8  # for fewer the kernel's transform takes longer than it saves
 SUMMED = 32, 64, 128, 256, 512  # channels that a product may sum over
 NUMBERS = "batch", "height", "width", "inputs", "outputs", "padding", "relu", "threads"
 ARRAYS = "x", "kernel", "bias", "y"
@@ -114,7 +115,7 @@ def _processor() -> str:
     return " ".join(line.partition(":")[2] for line in first if line.startswith(("model name", "flags")))
 
 
-def takes(window: Window, dtype: Any, inputs: int, outputs: int) -> bool:
+def takes(window: Window, dtype: Any, batch: int, inputs: int, outputs: int) -> bool:
     """Whether all three directions of such a convolution can run here, and so should."""
     padding = {side for sides in window.padding for side in sides}
     return (
@@ -122,6 +123,7 @@ def takes(window: Window, dtype: Any, inputs: int, outputs: int) -> bool:
         and window.strides == (1, 1)
         and len(padding) == 1
         and dtype == jnp.float32
+        and batch >= LEAST_IMAGES
         and inputs in SUMMED
         and outputs in SUMMED
         and library() is not None

@@ -243,8 +243,9 @@ def _cpu_cores() -> int:
 
 @functools.cache
 def code_sha256() -> str:
-    """The hash of fmbench's Python files, at the first call: of what this process has loaded."""
-    return _sha256(sorted(PACKAGE.rglob("*.py")), PACKAGE)
+    """The hash of fmbench's source files, at the first call: of what this process has loaded."""
+    files = (file for file in PACKAGE.rglob("*") if file.suffix in (".py", ".cpp"))
+    return _sha256(sorted(files), PACKAGE)
 
 
 def sha256_of_modules(names: Iterable[str]) -> str:

@@ -74,7 +74,7 @@ class Environment(Strict):
     git_commit: str | None
     git_dirty: bool | None  # anything changed outside results/
     git_unknown: str | None = None  # why one of the two is None, in git's words
-    code_sha256: str | None = None  # of fmbench's Python files and of the modules that the config names
+    code_sha256: str | None = None  # of fmbench's source files and of the modules that the config names
 
     @property
     def machine_title(self) -> str:

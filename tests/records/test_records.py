@@ -1,6 +1,7 @@
 """What a record may say, how it is written and read, and what is noticed."""
 
 import dataclasses
+import inspect
 import json
 import os
 import shutil
@@ -452,6 +453,16 @@ def test_without_git_nothing_is_known_of_the_commit_and_the_code_has_its_hash(ch
     monkeypatch.setenv("PATH", "")
     assert machine._git() == (None, None, "git cannot be run (No such file or directory)")
     assert len(machine.code_sha256()) == 64
+
+
+@pytest.mark.parametrize(("file", "counts"), [("here.py", True), ("layers/there.cpp", True), ("page.html", False)])
+def test_the_hash_of_the_code_is_that_of_all_that_computes(tmp_path, monkeypatch, file, counts):
+    (tmp_path / "layers").mkdir()
+    monkeypatch.setattr(machine, "PACKAGE", tmp_path)
+    hash_now = inspect.unwrap(machine.code_sha256)
+    before = hash_now()
+    (tmp_path / file).write_text("")
+    assert (hash_now() != before) == counts
 
 
 def test_git_that_does_not_answer_is_not_waited_for(checkout, tmp_path, monkeypatch):
