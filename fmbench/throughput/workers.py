@@ -204,6 +204,8 @@ class Worker:
     def _last_words(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
+        if self.process.returncode == -signal.SIGKILL:
+            return "was killed, perhaps for want of memory: all systems' processes are there at once"
         self.stderr.seek(0)
         words = self.stderr.read().decode(errors="replace")
         flags = [line for line in words.splitlines() if any(error in line for error in XLA_FLAG_ERRORS)]

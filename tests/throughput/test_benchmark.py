@@ -364,6 +364,7 @@ def test_a_named_interpreter_is_taken_for_a_peer(run, tmp_path, monkeypatch):
     [
         (("train", "die"), "ended with exit code 1: out of \\| memory"),
         (("compile", "die"), "ended with exit code 1: out of \\| memory"),
+        (("train", "killed"), "was killed, perhaps for want of memory: all systems' processes are there at once"),
         (("memory", "error"), "no such layer"),
         (("job", "error"), "no such layer"),
         (("train", "hang"), "no answer to 'train' within 1 s"),
