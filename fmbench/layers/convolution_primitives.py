@@ -57,22 +57,24 @@ def is_faster_in_xla(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
     need not be woken. It copies images that are padded.
     """
     batch, height, width, inputs = x.shape
+    y_shape = batch, *window.output_size(height, width)
     if batch == 1:
-        return math.prod(window.output_size(height, width)) * kernel.size <= SMALL
-    if winograd.takes(window, x.dtype, batch, *kernel.shape[2:]):
+        return math.prod(y_shape) * kernel.size <= SMALL
+    if winograd.takes(window, x.dtype, y_shape, kernel.shape[2:]):
         return False
     return x.dtype == jnp.float32 and inputs <= FEW_INPUTS and not any(map(any, window.padding))
 
 
-def _library(images: jax.Array, kernel_shape: Sequence[int], window: Window) -> Any:
-    """Winograd or onednn, which have the same functions."""
-    *_, inputs, outputs = kernel_shape
-    return winograd if winograd.takes(window, images.dtype, images.shape[0], inputs, outputs) else onednn
+def _library(window: Window, dtype: Any, y_shape: Sequence[int], channels: Sequence[int]) -> Any:
+    """The module that convolves, of two that have the same functions; the arguments are those of `winograd.takes`."""
+    return winograd if winograd.takes(window, dtype, y_shape, channels) else onednn
 
 
 def _convolution_in_library(x, kernel, bias=None, *, window, relu, inference):
     del inference
-    return [_library(x, kernel.shape, window).convolution(x, kernel, bias, window, relu=relu)]
+    y_shape = x.shape[0], *window.output_size(*x.shape[1:3])
+    library = _library(window, x.dtype, y_shape, kernel.shape[2:])
+    return [library.convolution(x, kernel, bias, window, relu=relu)]
 
 
 def _convolution_in_xla(x, kernel, bias=None, *, window, relu, inference):
@@ -98,7 +100,8 @@ def kept_apart(x: jax.Array) -> jax.Array:
 
 def _input_grad_in_library(y_grad, kernel, *, size, window):
     shape = (y_grad.shape[0], *size, kernel.shape[2])
-    return [_library(y_grad, kernel.shape, window).convolution_input_grad(y_grad, kernel, shape, window)]
+    library = _library(window, y_grad.dtype, y_grad.shape[:3], kernel.shape[2:])
+    return [library.convolution_input_grad(y_grad, kernel, shape, window)]
 
 
 def _input_grad_in_xla(y_grad, kernel, *, size, window):
@@ -116,7 +119,7 @@ def _input_grad_in_xla(y_grad, kernel, *, size, window):
 
 
 def _kernel_grad_in_library(x, y_grad, *, window, use_bias):
-    library = _library(x, (x.shape[-1], y_grad.shape[-1]), window)
+    library = _library(window, x.dtype, y_grad.shape[:3], (x.shape[-1], y_grad.shape[-1]))
     kernel_grad, bias_grad = library.convolution_kernel_grad(x, y_grad, window, use_bias=use_bias)
     grads = [kernel_grad] if bias_grad is None else [kernel_grad, bias_grad]
     return [grad.astype(x.dtype) for grad in grads]

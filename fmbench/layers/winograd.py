@@ -10,6 +10,7 @@ References:
 
 import ctypes
 import hashlib
+import math
 import os
 import shutil
 import subprocess
@@ -29,7 +30,8 @@ from fmbench.system import files
 NAME = "winograd.cpp"  # in a record's versions, with the compiler
 SOURCE = Path(__file__).with_name(NAME)
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
-LEAST_IMAGES = 8  # for fewer the kernel's transform takes longer than it saves
+TILE = 4  # pixels of the result on a side
+LEAST_TILES = 64  # for fewer the transform of the kernel takes longer than they save
 SUMMED = 32, 64, 128, 256, 512  # channels that a product may sum over
 NUMBERS = "batch", "height", "width", "inputs", "outputs", "padding", "relu", "threads"
 ARRAYS = "x", "kernel", "bias", "y"
@@ -115,17 +117,25 @@ def _processor() -> str:
     return " ".join(line.partition(":")[2] for line in first if line.startswith(("model name", "flags")))
 
 
-def takes(window: Window, dtype: Any, batch: int, inputs: int, outputs: int) -> bool:
-    """Whether all three directions of such a convolution can run here, and so should."""
+def takes(window: Window, dtype: Any, y_shape: Sequence[int], channels: Sequence[int]) -> bool:
+    """Whether all three directions of such a convolution can run here, and so should.
+
+    Args:
+        window: Of the convolution.
+        dtype: Of its arrays.
+        y_shape: (batch, height, width) of its result.
+        channels: Its inputs and outputs.
+    """
+    batch, height, width = y_shape
+    tiles = batch * math.ceil(height / TILE) * math.ceil(width / TILE)
     padding = {side for sides in window.padding for side in sides}
     return (
         window.size == (3, 3)
         and window.strides == (1, 1)
         and len(padding) == 1
         and dtype == jnp.float32
-        and batch >= LEAST_IMAGES
-        and inputs in SUMMED
-        and outputs in SUMMED
+        and tiles >= LEAST_TILES
+        and all(number in SUMMED for number in channels)
         and library() is not None
     )
 

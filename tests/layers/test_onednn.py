@@ -306,7 +306,7 @@ def test_inference_convolves_where_that_is_faster_and_training_in_libraries(
         return len(re.findall('custom_call @"?(?:onednn|winograd)', module))
 
     window = Window((3, 3), (1, 1), ((0, 0), (0, 0)))
-    by_winograd = winograd.takes(window, jnp.dtype(dtype), shape[0], shape[-1], outputs)
+    by_winograd = winograd.takes(window, jnp.dtype(dtype), shape[:3], (shape[-1], outputs))
     assert calls(total) == (expected and (by_winograd or shape != (32, 13, 13, 64)))
     assert calls(jax.value_and_grad(total)) == 2  # the value and the kernel's gradient
     assert calls(lambda params, x: jax.jvp(lambda p: total(p, x), (params,), (params,))) == 2

@@ -43,7 +43,7 @@ def in_float64(x, kernel, bias, y_grad, padding: int, relu: bool):
 
 # Whole tiles; tiles over the edge, of images that end within a block; an image of less than a tile; many blocks.
 @has_library
-@pytest.mark.parametrize("size, padding, batch", [(14, 0, 13), (9, 0, 8), (13, 1, 9), (3, 1, 8), (7, 1, 40)])
+@pytest.mark.parametrize("size, padding, batch", [(14, 0, 13), (9, 0, 16), (13, 1, 9), (3, 1, 65), (7, 1, 40)])
 @pytest.mark.parametrize("use_bias, relu", [(True, True), (False, False)])
 def test_equals_float64_in_all_directions(size, padding, batch, use_bias, relu):
     inputs, outputs, y_size = 32, 64, size + 2 * padding - 2
@@ -76,13 +76,18 @@ def test_equals_float64_in_all_directions(size, padding, batch, use_bias, relu):
         {"window": Window((3, 3), (2, 2), ((1, 1), (1, 1)))},
         {"window": Window((3, 3), (1, 1), ((0, 1), (1, 1)))},
         {"dtype": jnp.bfloat16},
-        {"batch": 7},
-        {"inputs": 48},
-        {"outputs": 16},
+        {"y_shape": (7, 9, 9)},  # 63 tiles
+        {"channels": (48, 128)},
+        {"channels": (64, 16)},
     ],
 )
 def test_takes_what_it_has_code_for(changes):
-    plain: dict[str, Any] = {"window": window(1), "dtype": jnp.float32, "batch": 8, "inputs": 64, "outputs": 128}
+    plain: dict[str, Any] = {
+        "window": window(1),
+        "dtype": jnp.float32,
+        "y_shape": (8, 9, 9),
+        "channels": (64, 128),
+    }
     assert winograd.takes(**plain)
     assert not winograd.takes(**plain | changes)
 
@@ -97,7 +102,7 @@ def test_without_a_compiler_onednn_does_it_and_the_first_line_says_so(monkeypatc
     monkeypatch.setattr(winograd, "_processor", lambda: "Abacus 9 avx512f")
     monkeypatch.setattr(winograd, "_load", inspect.unwrap(winograd._load))
     assert winograd.why_not().startswith(said)
-    assert not winograd.takes(window(1), jnp.float32, 8, 64, 128)
+    assert not winograd.takes(window(1), jnp.float32, (64, 4, 4), (64, 128))
     if layers.convolves_in_onednn():
         assert layers.describe_convolutions() == f"oneDNN ({winograd.why_not()}: none by Winograd)"
     assert not list(tmp_path.rglob("*.so"))
