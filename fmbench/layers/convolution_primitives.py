@@ -66,7 +66,7 @@ def is_faster_in_xla(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
 
 
 def _library(window: Window, dtype: Any, y_shape: Sequence[int], channels: Sequence[int]) -> Any:
-    """The module that convolves, of two that have the same functions; the arguments are those of `winograd.takes`."""
+    """The module that convolves, of two with the same functions; the arguments are those of `winograd.takes`."""
     return winograd if winograd.takes(window, dtype, y_shape, channels) else onednn
 
 
