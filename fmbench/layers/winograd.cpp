@@ -193,7 +193,7 @@ class Workspace {
   ~Workspace() { free(memory); }
 };
 
-Workspace shared_kernels;
+Workspace &shared_kernels = *new Workspace;  // never freed: a call may still run while the process ends
 thread_local Workspace of_thread;
 
 struct Tiling {

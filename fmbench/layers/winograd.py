@@ -41,17 +41,10 @@ class Call(ctypes.Structure):
     """winograd.cpp's `Convolution`; of `threads` 0 are as many as OpenMP has."""
 
     _fields_ = (
-        *(
-            (name, c_int64)
-            for name in ("batch", "height", "width", "inputs", "outputs", "padding", "relu", "threads")
-        ),
+        *((name, c_int64) for name in NUMBERS),
         *((name, c_void_p) for name in ARRAYS),
         ("seconds", c_double * 3),
     )
-
-
-class NoLibraryError(Exception):
-    """It cannot be built here; the message says why."""
 
 
 class _Built(NamedTuple):
@@ -84,7 +77,7 @@ def _load() -> _Built:
     if shutil.which(command) is None:
         return _Built(None, "", f"no C++ compiler {command}")
     try:
-        version = _output(command, "--version").splitlines()[0]
+        version = _first_line(_output(command, "--version"))
         made_of = "\0".join([SOURCE.read_text(), *OPTIONS, version, processor])
         name = f"winograd-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
         path = files.cache_directory() / "layers" / name
@@ -92,19 +85,20 @@ def _load() -> _Built:
             path.parent.mkdir(parents=True, exist_ok=True)
             built = path.with_suffix(f".{os.getpid()}{files.UNFINISHED}")
             _output(command, *OPTIONS, str(SOURCE), "-o", str(built))
+            files.sync(built)
             built.replace(path)  # who builds it at the same time builds the same
         return _Built(ctypes.CDLL(str(path)), version, "")
     except (OSError, UserError, subprocess.CalledProcessError) as error:
-        return _Built(None, "", f"{command} cannot build {NAME}: {_first_line(error)}")
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        return _Built(None, "", f"{command} cannot build {NAME}: {_first_line(said)}")
 
 
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _first_line(error: Exception) -> str:
-    said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-    return next(iter(said.splitlines()), type(error).__name__)
+def _first_line(text: str) -> str:
+    return next(iter(text.splitlines()), "it says nothing")
 
 
 def _processor() -> str:
