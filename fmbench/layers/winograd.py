@@ -78,7 +78,7 @@ def _load() -> _Built:
         return _Built(None, "", f"no C++ compiler {command}")
     try:
         version = _first_line(_output(command, "--version"))
-        made_of = "\0".join([SOURCE.read_text(), *OPTIONS, version, processor])
+        made_of = "\0".join([SOURCE.read_text(encoding="utf-8"), *OPTIONS, version, processor])
         name = f"winograd-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
         path = files.cache_directory() / "layers" / name
         if not path.exists():
@@ -104,7 +104,7 @@ def _first_line(text: str) -> str:
 def _processor() -> str:
     """What a program for this processor depends on, flags among it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     first = lines[: lines.index("")] if "" in lines else lines
