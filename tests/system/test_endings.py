@@ -298,7 +298,7 @@ with command_line.plain_errors("x"):
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("Path('/nowhere/x').write_text('')", "/nowhere/x: No such file or directory; name another place."),
+        ("Path('/proc/nowhere').write_text('')", "/proc/nowhere: No such file or directory; name another place."),
         ("Path('/proc/version').mkdir()", "/proc/version: File exists; name another place."),
         (
             "raise OSError(28, 'No space left on device')",
