@@ -306,6 +306,23 @@ void transform_kernel(const Convolution &c, float *u, bool transposed) {
     }
 }
 
+// B^T d B of `tiles` tiles of x from `start` on, as PLACES planes of tiles x inputs.
+void transform_x(const Convolution &c, const Tiling &tiling, int64_t start, int64_t tiles, float *v, int64_t v_plane) {
+  for (int64_t t = 0; t < tiles; t++) {
+    const Tile tile(tiling, start + t), next(tiling, start + t + 1);
+    for (int64_t channel = 0; channel < c.inputs; channel += LANES) {
+      fetch<6>(c.x + next.image * c.height * c.width * c.inputs + channel, c.width, c.inputs, next.row - c.padding,
+               next.column - c.padding);
+      with_pixels<6>(c.x + tile.image * c.height * c.width * c.inputs + channel, c.height, c.width, c.inputs,
+                     tile.row - c.padding, tile.column - c.padding, [&](auto pixel) {
+                       float *to = v + t * c.inputs + channel;
+                       both_ways<InputTransform>(
+                           pixel, [&](int i, int j, Vec r) { store(to + (i * 6 + j) * v_plane, r); });
+                     });
+    }
+  }
+}
+
 constexpr int KERNEL_ROWS = 8;  // of a product in the kernel's gradient
 
 // sum (KERNEL_ROWS x PANEL) += v^T (tiles x KERNEL_ROWS) z (tiles x PANEL)
@@ -363,20 +380,7 @@ int winograd_forward(Convolution *call) {
 #pragma omp for schedule(dynamic)
     for (int64_t start = 0; start < tiling.all; start += block) {
       const int64_t tiles = std::min(block, tiling.all - start);
-      for (int64_t t = 0; t < tiles; t++) {
-        const Tile tile(tiling, start + t);
-        const Tile next(tiling, start + t + 1);
-        for (int64_t channel = 0; channel < c.inputs; channel += LANES) {
-          fetch<6>(c.x + next.image * c.height * c.width * c.inputs + channel, c.width, c.inputs,
-                   next.row - c.padding, next.column - c.padding);
-          with_pixels<6>(c.x + tile.image * c.height * c.width * c.inputs + channel, c.height, c.width, c.inputs,
-                         tile.row - c.padding, tile.column - c.padding, [&](auto pixel) {
-                           float *to = v + t * c.inputs + channel;
-                           both_ways<InputTransform>(
-                               pixel, [&](int i, int j, Vec r) { store(to + (i * 6 + j) * v_plane, r); });
-                         });
-        }
-      }
+      transform_x(c, tiling, start, tiles, v, v_plane);
       spent(0);
       for (int64_t output = 0; output < c.outputs; output += PANEL) {
         products(v, u + output * PLACES * c.inputs, m, tiles, v_plane, m_plane);
@@ -501,19 +505,9 @@ int winograd_kernel_grad(Convolution *call) {
 #pragma omp for schedule(static)  // so that equal calls have equal bits
     for (int64_t start = 0; start < tiling.all; start += block) {
       const int64_t tiles = std::min(block, tiling.all - start);
+      transform_x(c, tiling, start, tiles, v, v_plane);
       for (int64_t t = 0; t < tiles; t++) {
-        const Tile tile(tiling, start + t);
-        const Tile next(tiling, start + t + 1);
-        for (int64_t channel = 0; channel < c.inputs; channel += LANES) {
-          fetch<6>(c.x + next.image * c.height * c.width * c.inputs + channel, c.width, c.inputs,
-                   next.row - c.padding, next.column - c.padding);
-          with_pixels<6>(c.x + tile.image * c.height * c.width * c.inputs + channel, c.height, c.width, c.inputs,
-                         tile.row - c.padding, tile.column - c.padding, [&](auto pixel) {
-                           float *to = v + t * c.inputs + channel;
-                           both_ways<InputTransform>(
-                               pixel, [&](int i, int j, Vec r) { store(to + (i * 6 + j) * v_plane, r); });
-                         });
-        }
+        const Tile tile(tiling, start + t), next(tiling, start + t + 1);
         for (int64_t channel = 0; channel < c.outputs; channel += LANES) {
           fetch<4>(c.y + next.image * tiling.y_height * tiling.y_width * c.outputs + channel, tiling.y_width, c.outputs,
                    next.row, next.column);

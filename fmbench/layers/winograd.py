@@ -1,7 +1,7 @@
 """Convolutions of 3 x 3 by Winograd's F(4x4, 3x3), as XLA custom calls: a quarter of the multiplications.
 
 winograd.cpp is built at first use, by the C++ compiler at hand, for this processor, and kept in the cache. On an
-AMD EPYC it is 2 to 5 times as fast as oneDNN's direct convolution (docs/speed.md). Arrays are NHWC, kernels HWIO,
+AMD EPYC it is 1.3 to 5 times as fast as oneDNN's direct convolution (docs/speed.md). Arrays are NHWC, kernels HWIO,
 all float32.
 
 References:
