@@ -1,8 +1,8 @@
 """Convolutions of 3 x 3 by Winograd's F(4x4, 3x3), as XLA custom calls: a quarter of the multiplications.
 
 winograd.cpp is built at first use, by the C++ compiler at hand, for this processor, and kept in the cache. On an
-AMD EPYC it is 1.3 to 5 times as fast as oneDNN's direct convolution (docs/speed.md). Arrays are NHWC, kernels HWIO,
-all float32.
+AMD EPYC it is 1.3 to 5 times as fast as oneDNN's direct convolution (docs/speed.md). Arrays are NHWC, kernels
+HWIO, all float32.
 
 References:
     Lavin & Gray, 2016, "Fast algorithms for convolutional neural networks".
