@@ -51,6 +51,15 @@ def test_one_rule_groups_all_names():
     assert {name: tag(name) for name in (*names, "epoch")} == names | {"epoch": "run/epoch"}
 
 
+def test_attempts_within_one_second_leave_a_file_each(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: 1_800_000_000.0)
+    for epoch in (1, 2):
+        written = tensorboard.Events(tmp_path / "tensorboard", epoch)
+        written.add_scalars(epoch, {"run/epoch": epoch})
+        written.close()
+    assert values(tmp_path)["run/epoch"] == [(1, 1), (2, 2)]
+
+
 def test_a_resumed_run_has_all_epochs_once_its_settings_and_its_pictures(make_config, tmp_path):
     config = make_config("configs/mlp.py", batch_size=80, num_epochs=3, seed=1)
     work, results = tmp_path / "work", tmp_path / "results"
