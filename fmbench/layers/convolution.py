@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.linear import canonicalize_padding
 
-from fmbench.layers import onednn, winograd
+from fmbench.layers import cpp, onednn
 from fmbench.layers.convolution_primitives import convolution, kept_apart
 from fmbench.layers.onednn import Window
 from fmbench.layers.sharding import is_explicitly_sharded, is_on_one_device
@@ -81,8 +81,8 @@ def describe_convolutions() -> str:
     """Where programs of this process that run device by device convolve, in words for people."""
     if not convolves_in_onednn():
         return "XLA"
-    without = winograd.why_not()
-    return f"oneDNN ({without}: none by Winograd)" if without else "oneDNN and by Winograd"
+    without = cpp.why_not()
+    return f"oneDNN alone ({without})" if without else "oneDNN and C++ of ours"
 
 
 def _runs_in_onednn(inputs: jax.Array) -> bool:

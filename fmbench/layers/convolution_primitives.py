@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from fmbench.layers import onednn, winograd
+from fmbench.layers import direct, onednn, winograd
 from fmbench.layers.onednn import Window
 from fmbench.layers.sharding import vary_alike
 
@@ -66,8 +66,9 @@ def is_faster_in_xla(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
 
 
 def _library(window: Window, dtype: Any, y_shape: Sequence[int], channels: Sequence[int]) -> Any:
-    """The module that convolves, of two with the same functions; the arguments are those of `winograd.takes`."""
-    return winograd if winograd.takes(window, dtype, y_shape, channels) else onednn
+    """The module that convolves, of three with the same functions; the arguments are those of `winograd.takes`."""
+    ours = (module for module in (winograd, direct) if module.takes(window, dtype, y_shape, channels))
+    return next(ours, onednn)
 
 
 def _convolution_in_library(x, kernel, bias=None, *, window, relu, inference):

@@ -13,28 +13,11 @@
 // Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016; matrices by Toom and Cook for
 // the points 0, a, -a, b, -b and infinity.
 
-#include <omp.h>
-#include <sys/mman.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
-typedef float Vec __attribute__((vector_size(64), aligned(4)));
-
-extern "C" struct Convolution {
-  int64_t batch, height, width, inputs, outputs, padding, relu, threads;  // threads: 0 for as many as OpenMP has
-  float *x, *kernel, *bias, *y;  // of the gradients, what is not given is written
-  double seconds[3];             // of the first thread: transforms to the products, products, transforms from them
-};
+#include "convolution.h"
 
 namespace {
 
-constexpr int LANES = 16, PANEL = 32, PLACES = 36, ROWS = 12;
+constexpr int PANEL = 32, PLACES = 36, ROWS = 12;
 constexpr int64_t L2_SHARE = 340 << 10;  // bytes of transformed tiles in a block
 constexpr int64_t LEAST_TILES = 36;      // in a block, or the kernels come from L3 too often
 
@@ -154,47 +137,6 @@ inline __attribute__((always_inline)) void both_ways(Load load, Store store) {
     for (int j = 0; j < Transform::out; j++) store(i, j, r[j]);
   }
 }
-
-inline Vec load(const float *p) { return *(const Vec *)p; }
-inline void store(float *p, Vec v) { *(Vec *)p = v; }
-
-inline void stream(float *p, Vec v) {  // past the caches, which the results need not be in
-#ifdef __AVX512F__
-  _mm512_stream_ps(p, (__m512)v);
-#else
-  store(p, v);
-#endif
-}
-
-inline void after_streams() {
-#ifdef __AVX512F__
-  _mm_sfence();
-#endif
-}
-
-// Memory that is kept from call to call, in large pages where the system has them.
-class Workspace {
-  float *memory = nullptr;
-  size_t size = 0;
-
- public:
-  float *of(size_t floats) {
-    if (floats > size) {
-      free(memory);
-      const size_t page = 2 << 20, bytes = (floats * sizeof(float) + page - 1) / page * page;
-      memory = (float *)aligned_alloc(page, bytes);
-      if (!memory) abort();
-      madvise(memory, bytes, MADV_HUGEPAGE);
-      memset(memory, 0, bytes);
-      size = floats;
-    }
-    return memory;
-  }
-  ~Workspace() { free(memory); }
-};
-
-Workspace &shared_kernels = *new Workspace;  // never freed: a call may still run while the process ends
-thread_local Workspace of_thread;
 
 struct Tiling {
   int64_t y_height, y_width, down, across, per_image, all;
@@ -346,17 +288,12 @@ inline void add_product(const float *v, int64_t v_row, const float *z, int64_t t
 
 double now() { return omp_get_wtime(); }
 
-Convolution with_threads(Convolution call) {
-  if (!call.threads) call.threads = omp_get_max_threads();
-  return call;
-}
-
 }  // namespace
 
 extern "C" {
 
 // Says where x (0), kernel (1), bias (2) or y (3) lies.
-int winograd_place(Convolution *call, float *array, int which) {
+int convolution_place(Convolution *call, float *array, int which) {
   (which == 0 ? call->x : which == 1 ? call->kernel : which == 2 ? call->bias : call->y) = array;
   return 0;
 }

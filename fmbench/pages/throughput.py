@@ -542,7 +542,7 @@ of less than 0.5 % of the step.
 
 The time is that of XLA's operations in a profile (`jax.profiler`) of real steps, of five the one with the median
 step. Each is given to the layer that its name in the program says; a fusion has one name, its last operation's.
-What several threads do at once shares the wall time equally. On CPUs the threads of oneDNN and of winograd.cpp are
+What several threads do at once shares the wall time equally. On CPUs the threads of oneDNN and of C++ of ours are
 not in the profile, so what runs beside a convolution gets half of their common time, whatever it has of the cores.
 The profiler itself takes some time: the line above a table has the step without it. Steps are single calls, on one
 device, also on accelerators, where a call of many steps would leave less time between operations.

@@ -22,7 +22,7 @@ import psutil
 from fmbench import layers
 from fmbench.config import REPOSITORY
 from fmbench.errors import UserError
-from fmbench.layers import onednn, winograd
+from fmbench.layers import cpp, onednn
 from fmbench.records import nvidia
 from fmbench.records.schema import Accelerator, Environment
 from fmbench.system import cgroup, runtime
@@ -61,8 +61,8 @@ def environment(*, ask_driver: bool = True) -> Environment:
     if layers.convolves_in_onednn():
         packages.append(onednn.PACKAGE)
     versions = {package: importlib.metadata.version(package) for package in packages}
-    if layers.convolves_in_onednn() and winograd.library() is not None:
-        versions[winograd.NAME] = winograd.compiler()
+    if layers.convolves_in_onednn() and cpp.library() is not None:
+        versions[cpp.NAME] = cpp.compiler()
     accelerators = None
     if device.platform != "cpu":
         versions |= _accelerator_versions(device)
@@ -244,7 +244,7 @@ def _cpu_cores() -> int:
 @functools.cache
 def code_sha256() -> str:
     """The hash of fmbench's source files, at the first call: of what this process has loaded."""
-    files = (file for file in PACKAGE.rglob("*") if file.suffix in (".py", ".cpp"))
+    files = (file for file in PACKAGE.rglob("*") if file.suffix in (".py", ".cpp", ".h"))
     return _sha256(sorted(files), PACKAGE)
 
 

@@ -23,7 +23,7 @@ FILE_NAME = r"^_*[A-Za-z0-9][A-Za-z0-9_.=+-]*$"  # what an entry, and so a recor
 LONGEST_NAME = 230  # of a file system's 255 bytes, with the endings of a record's files
 TARGETS = ("90", "92", "94")  # percent; the keys of time_to_target
 MIXED = "-mixed"  # in the name of a record whose processes differ
-COMPUTING = ("jax", "jaxlib", "flax", "optax", "onednn-cpu-gomp", "winograd.cpp", "CUDA", "cuDNN")
+COMPUTING = ("jax", "jaxlib", "flax", "optax", "onednn-cpu-gomp", "winograd.cpp", "C++ layers", "CUDA", "cuDNN")
 
 
 class Strict(BaseModel):

@@ -24,7 +24,7 @@ class Events:
         """`next_step` is the first that this process has: TensorBoard forgets what an earlier one wrote beyond."""
         files.make_folder(folder)
         # Not tensorboardX.SummaryWriter, whose thread prints a traceback where a disk is full, and then hangs.
-        # Its names count seconds: an attempt of the same second as the one before would write over that one's file.
+        # Its names count seconds: an attempt within the same second would write over the file of the one before.
         self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=next_step, session_log=start))

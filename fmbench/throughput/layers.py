@@ -54,7 +54,7 @@ PARTS = {
     "training/optimizer.py": "optimizer",
 }
 PRODUCTS = ("dot", "convolution")  # as XLA calls them
-LIBRARIES = ("onednn.", "winograd.", "conv", "gemm", "matmul")  # in the names of custom calls that are products
+LIBRARIES = ("onednn.", "winograd_", "direct_", "conv", "gemm", "matmul")  # in names of custom calls: products
 
 
 def profile(spec: str, dtype: Dtype, environ: Mapping[str, str]) -> Profile:

@@ -1,5 +1,6 @@
-"""Winograd's convolutions: the numbers of float64, in all directions, and what happens without a compiler."""
+"""Convolutions in C++: the numbers of float64, in all directions, and what happens without a compiler."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 
 from fmbench import layers
-from fmbench.layers import onednn, winograd
+from fmbench.layers import cpp, direct, onednn, winograd
 from fmbench.layers.convolution_primitives import convolution
 from fmbench.layers.onednn import Window
 
 has_library = pytest.mark.skipif(
-    onednn.library() is None or winograd.library() is None,
-    reason=f"no Winograd here: {winograd.why_not() or f'oneDNN cannot be loaded; install {onednn.PACKAGE}'}",
+    onednn.library() is None or cpp.library() is None,
+    reason=f"no C++ here: {cpp.why_not() or f'oneDNN cannot be loaded; install {onednn.PACKAGE}'}",
 )
 
 
@@ -41,12 +42,20 @@ def in_float64(x, kernel, bias, y_grad, padding: int, relu: bool):
     return y, x_grad[inside], np.stack(kernel_grad).reshape(kernel.shape), y_grad.sum((0, 1, 2))
 
 
-# Whole tiles; tiles over the edge, of images that end within a block; an image of less than a tile; many blocks.
 @has_library
-@pytest.mark.parametrize("size, padding, batch", [(14, 0, 13), (9, 0, 16), (13, 1, 9), (3, 1, 65), (7, 1, 40)])
+@pytest.mark.parametrize(
+    "algorithm, batch, size, channels, padding",
+    [  # whole tiles; tiles over the edge, of images that end within a block; less than a tile; many blocks
+        *(("winograd", 13, 14, (32, 64), 0), ("winograd", 16, 9, (32, 64), 0), ("winograd", 9, 13, (32, 64), 1)),
+        *(("winograd", 65, 3, (32, 64), 1), ("winograd", 40, 7, (32, 64), 1)),
+        # every number of inputs; outputs of one vector, of two, of three; groups of pixels that overlap or not
+        *(("direct", 9, 28, (1, 32), 0), ("direct", 8, 21, (4, 48), 1), ("direct", 8, 19, (8, 16), 2)),
+        ("direct", 17, 18, (8, 64), 0),
+    ],
+)
 @pytest.mark.parametrize("use_bias, relu", [(True, True), (False, False)])
-def test_equals_float64_in_all_directions(size, padding, batch, use_bias, relu):
-    inputs, outputs, y_size = 32, 64, size + 2 * padding - 2
+def test_equals_float64_in_all_directions(algorithm, batch, size, channels, padding, use_bias, relu):
+    (inputs, outputs), y_size = channels, size + 2 * padding - 2
     rng = np.random.default_rng(0)
     shapes = (batch, size, size, inputs), (3, 3, inputs, outputs), (outputs,), (batch, y_size, y_size, outputs)
     x, kernel, bias, y_grad = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes)
@@ -59,7 +68,7 @@ def test_equals_float64_in_all_directions(size, padding, batch, use_bias, relu):
         return y, *grads_of(y_grad)
 
     text = compute.lower(x, kernel, bias).as_text()
-    assert [text.count(f"winograd.{name}(") for name in ("forward", "input_grad", "kernel_grad")] == [1, 1, 1]
+    assert [text.count(f"{algorithm}_{name}(") for name in ("forward", "input_grad", "kernel_grad")] == [1, 1, 1]
     exact = in_float64(x, kernel, bias, y_grad, padding, relu)
     for _ in range(2):  # what the first call left in the workspace adds nothing
         results = compute(x, kernel, bias)
@@ -69,6 +78,7 @@ def test_equals_float64_in_all_directions(size, padding, batch, use_bias, relu):
 
 
 @has_library
+@pytest.mark.parametrize("module, channels", [(winograd, (64, 128)), (direct, (4, 48))])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -76,39 +86,44 @@ def test_equals_float64_in_all_directions(size, padding, batch, use_bias, relu):
         {"window": Window((3, 3), (2, 2), ((1, 1), (1, 1)))},
         {"window": Window((3, 3), (1, 1), ((0, 1), (1, 1)))},
         {"dtype": jnp.bfloat16},
-        {"y_shape": (7, 9, 9)},  # 63 tiles
+        {"y_shape": (7, 9, 9)},  # 63 tiles, 7 images
         {"channels": (48, 128)},
-        {"channels": (64, 16)},
+        {"channels": (64, 24)},
     ],
 )
-def test_takes_what_it_has_code_for(changes):
+def test_takes_what_it_has_code_for(module, channels, changes):
     plain: dict[str, Any] = {
         "window": window(1),
         "dtype": jnp.float32,
-        "y_shape": (8, 9, 9),
-        "channels": (64, 128),
+        "y_shape": (8, 9, 18),
+        "channels": channels,
     }
-    assert winograd.takes(**plain)
-    assert not winograd.takes(**plain | changes)
+    assert module.takes(**plain)
+    assert not module.takes(**plain | changes)
+
+
+def test_few_channels_take_rows_as_long_as_their_vectors():
+    few = functools.partial(direct.takes, dtype=jnp.float32, channels=(1, 16))
+    assert not few(window(1), y_shape=(8, 18, 17)) and not few(window(3), y_shape=(8, 32, 32))
 
 
 @pytest.mark.parametrize(
     "compiler, said",
-    [("no-such-compiler", "no C++ compiler no-such-compiler"), ("false", "false cannot build winograd.cpp: ")],
+    [("no-such-compiler", "no C++ compiler no-such-compiler"), ("false", "false cannot build ")],
 )
 def test_without_a_compiler_onednn_does_it_and_the_first_line_says_so(monkeypatch, tmp_path, compiler, said):
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("FMBENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(winograd, "_processor", lambda: "Abacus 9 avx512f")
-    monkeypatch.setattr(winograd, "_load", inspect.unwrap(winograd._load))
-    assert winograd.why_not().startswith(said)
+    monkeypatch.setattr(cpp, "_processor", lambda: "Abacus 9 avx512f")
+    monkeypatch.setattr(cpp, "_load", inspect.unwrap(cpp._load))
+    assert cpp.why_not().startswith(said)
     assert not winograd.takes(window(1), jnp.float32, (64, 4, 4), (64, 128))
     if layers.convolves_in_onednn():
-        assert layers.describe_convolutions() == f"oneDNN ({winograd.why_not()}: none by Winograd)"
+        assert layers.describe_convolutions() == f"oneDNN alone ({cpp.why_not()})"
     assert not list(tmp_path.rglob("*.so"))
 
 
 def test_without_its_instructions_nothing_is_built(monkeypatch):
-    monkeypatch.setattr(winograd, "_processor", lambda: "Abacus 9 avx2")
-    monkeypatch.setattr(winograd, "_load", inspect.unwrap(winograd._load))
-    assert (winograd.library(), winograd.why_not()) == (None, "no AVX-512")
+    monkeypatch.setattr(cpp, "_processor", lambda: "Abacus 9 avx2")
+    monkeypatch.setattr(cpp, "_load", inspect.unwrap(cpp._load))
+    assert (cpp.library(), cpp.why_not()) == (None, "no AVX-512")

@@ -1,8 +1,9 @@
-"""Winograd's convolution in machine code beside oneDNN's direct one, in turns: vgg_like's layers, then its step.
+"""The convolutions in C++ of fmbench/layers beside oneDNN's, in turns: layers, then a step of vgg_like.
 
-    python benchmarks/winograd.py                     # 128 -> 256 channels, forward: the experiment's rule
-    python benchmarks/winograd.py --layers=conv4,conv3,conv2 --directions=forward,input,kernel
-    python benchmarks/winograd.py --step              # a training step of vgg_like with either
+    python benchmarks/cpp.py            # 128 -> 256 channels by Winograd, forward: the experiment's rule
+    python benchmarks/cpp.py --layers=conv4,conv3,conv2 --directions=forward,input,kernel
+    python benchmarks/cpp.py --layers=first64,first32,narrow4,narrow8 --directions=forward,input,kernel  # direct
+    python benchmarks/cpp.py --step     # a training step of vgg_like with either
 
 A round runs one after the other on the same arrays, each with the preparation of the kernel that training needs at
 each call. Printed are medians over the rounds, and the largest error of each against float64, as a part of the
@@ -26,17 +27,17 @@ import optax
 from flax import nnx
 
 from fmbench.errors import UserError
-from fmbench.layers import onednn, winograd
+from fmbench.layers import cpp, direct, onednn, winograd
+from fmbench.layers.cpp import ARRAYS
 from fmbench.layers.onednn import Window
-from fmbench.layers.winograd import ARRAYS
 from fmbench.models import MODELS
 from fmbench.system import cgroup, runtime
 
 RESULTS = {"forward": ("y",), "input": ("x",), "kernel": ("kernel", "bias")}
-FUNCTIONS = {"forward": "winograd_forward", "input": "winograd_input_grad", "kernel": "winograd_kernel_grad"}
+FUNCTIONS = {"forward": "forward", "input": "input_grad", "kernel": "kernel_grad"}
 
 HEADER = """\
-| layer | direction | threads | direct, ms | Winograd, ms | ratio | error direct | error Winograd | parts, ms |
+| layer | direction | threads | oneDNN, ms | C++, ms | ratio | error oneDNN | error C++ | parts, ms |
 |:--|:--|--:|--:|--:|--:|--:|--:|:--|"""
 
 
@@ -47,6 +48,7 @@ class Layer(NamedTuple):
     inputs: int
     outputs: int
     padding: int
+    algorithm: str = "winograd"
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         y_size = self.size + 2 * self.padding - 2
@@ -58,23 +60,31 @@ class Layer(NamedTuple):
         }
 
 
-LAYERS = {"conv2": Layer(28, 32, 64, 1), "conv3": Layer(14, 64, 128, 1), "conv4": Layer(14, 128, 256, 0)}
+LAYERS = {
+    "conv2": Layer(28, 32, 64, 1),
+    "conv3": Layer(14, 64, 128, 1),
+    "conv4": Layer(14, 128, 256, 0),
+    "first64": Layer(28, 1, 64, 0, "direct"),
+    "first32": Layer(28, 1, 32, 0, "direct"),
+    "narrow4": Layer(28, 4, 32, 1, "direct"),
+    "narrow8": Layer(28, 8, 64, 1, "direct"),
+}
 
 
-# Winograd.
+# C++.
 
 
-def prepare_winograd(
-    library: ctypes.CDLL, direction: str, padding: int, arrays: dict[str, np.ndarray], threads: int
-) -> tuple[Callable[[], None], winograd.Call]:
+def prepare_cpp(
+    library: ctypes.CDLL, algorithm: str, direction: str, padding: int, arrays: dict[str, np.ndarray], threads: int
+) -> tuple[Callable[[], None], cpp.Call]:
     """What computes the direction's results into their arrays, and where it leaves its times."""
     _, height, width, inputs = arrays["x"].shape
     pointers = [arrays[name].ctypes.data for name in ARRAYS]
     batch, outputs = len(arrays["x"]), len(arrays["bias"])
-    call = winograd.Call(batch, height, width, inputs, outputs, padding, False, threads, *pointers)
+    call = cpp.Call(batch, height, width, inputs, outputs, padding, False, threads, *pointers)
 
     def run() -> None:
-        if getattr(library, FUNCTIONS[direction])(byref(call)):
+        if getattr(library, f"{algorithm}_{FUNCTIONS[direction]}")(byref(call)):
             raise UserError(f"there is no code for {inputs} -> {outputs} channels.")
 
     return run, call
@@ -172,13 +182,13 @@ def measure(
     ours, theirs = (arrays | {result: aligned(arrays[result].shape) for result in exact} for _ in range(2))
     for number in threads:
         set_threads(number)
-        run_ours, call = prepare_winograd(library, direction, layer.padding, ours, number)
+        run_ours, call = prepare_cpp(library, layer.algorithm, direction, layer.padding, ours, number)
         run_theirs = prepare_onednn(direction, layer.padding, theirs)
         times = [(seconds(run_theirs), seconds(run_ours), *call.seconds) for _ in range(rounds + 1)][1:]
-        direct, winograd, *parts = 1000 * np.median(times, axis=0)
+        of_onednn, of_cpp, *parts = 1000 * np.median(times, axis=0)
         errors = (f"{largest_error(arrays, exact):.0e}" for arrays in (theirs, ours))
         cells = (
-            *(name, direction, number, f"{direct:.1f}", f"{winograd:.1f}", f"{direct / winograd:.2f}"),
+            *(name, direction, number, f"{of_onednn:.2f}", f"{of_cpp:.2f}", f"{of_onednn / of_cpp:.2f}"),
             *errors,
             " + ".join(f"{part:.1f}" for part in parts),
         )
@@ -223,7 +233,8 @@ def measure_step(batch: int, rounds: int) -> None:
     """Prints the times of a step with either, and how far apart the losses are."""
     runtime.keep_freed_memory()
     steps = [make_step(batch)]
-    with mock.patch.object(winograd, "takes", lambda *_: False):
+    without = (mock.patch.object(module, "takes", lambda *_: False) for module in (winograd, direct))
+    with next(without), next(without):
         jax.clear_caches()
         steps.append(make_step(batch))
     states: list[Any] = [state for _, state in steps]
@@ -237,12 +248,12 @@ def measure_step(batch: int, rounds: int) -> None:
             loss.append(float(value))
         times.append(row)
         losses.append(loss)
-    ours, direct = 1000 * np.median(times[1:], axis=0)
+    ours, of_onednn = 1000 * np.median(times[1:], axis=0)
     apart = [abs(a - b) / abs(a) for a, b in losses]
     print(
         f"vgg_like, batch {batch}, float32, {cgroup.usable_cores()} threads, medians of {rounds} steps in turns:"
     )
-    print(f"oneDNN {direct:.0f} ms, with Winograd {ours:.0f} ms: ratio {direct / ours:.2f}")
+    print(f"oneDNN {of_onednn:.0f} ms, with C++ {ours:.0f} ms: ratio {of_onednn / ours:.2f}")
     print(f"losses apart by {apart[0]:.0e} in the first step, {apart[-1]:.0e} in the last")
 
 
@@ -260,9 +271,9 @@ def main() -> None:
             parser.error(f"there is no {', '.join(sorted(unknown))} among {', '.join(known)}")
     if onednn.library() is None:
         raise UserError(f"oneDNN cannot be loaded; install {onednn.PACKAGE}.")
-    library = winograd.library()
+    library = cpp.library()
     if library is None:
-        raise UserError(f"there is no Winograd here: {winograd.why_not()}.")
+        raise UserError(f"there is no C++ here: {cpp.why_not()}.")
     if args.step:
         measure_step(args.batch, args.rounds)
         return
@@ -272,7 +283,9 @@ def main() -> None:
             threads = [int(number) for number in args.threads.split(",")]
             for row in measure(library, name, direction, args.batch, threads, args.rounds):
                 print(row, flush=True)
-    print("\nparts: transforms before the products, products, transforms after them, on the first thread.")
+    print(
+        "\nparts of Winograd's, on the first thread: transforms before the products, products, transforms after."
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+// What the convolutions in C++ share: a call, vectors of 16 floats (the compiler's own; with AVX-512 one register), memory.
+
+#pragma once
+
+#include <omp.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <immintrin.h>
+
+typedef float Vec __attribute__((vector_size(64), aligned(4)));
+
+extern "C" struct Convolution {
+  int64_t batch, height, width, inputs, outputs, padding, relu, threads;  // threads: 0 for as many as OpenMP has
+  float *x, *kernel, *bias, *y;  // of the gradients, what is not given is written
+  double seconds[3];             // of the first thread: transforms to the products, products, transforms from them
+};
+
+constexpr int LANES = 16;
+
+inline Vec load(const float *p) { return *(const Vec *)p; }
+inline void store(float *p, Vec v) { *(Vec *)p = v; }
+
+inline void stream(float *p, Vec v) {  // past the caches, which the results need not be in
+  _mm512_stream_ps(p, (__m512)v);
+}
+
+inline void after_streams() { _mm_sfence(); }
+
+// Memory that is kept from call to call, in large pages where the system has them.
+class Workspace {
+  float *memory = nullptr;
+  size_t size = 0;
+
+ public:
+  float *of(size_t floats) {
+    if (floats > size) {
+      free(memory);
+      const size_t page = 2 << 20, bytes = (floats * sizeof(float) + page - 1) / page * page;
+      memory = (float *)aligned_alloc(page, bytes);
+      if (!memory) abort();
+      madvise(memory, bytes, MADV_HUGEPAGE);
+      memset(memory, 0, bytes);
+      size = floats;
+    }
+    return memory;
+  }
+  ~Workspace() { free(memory); }
+};
+
+inline Workspace &shared_kernels = *new Workspace;  // never freed: a call may still run while the process ends
+inline thread_local Workspace of_thread;
+
+inline Convolution with_threads(Convolution call) {
+  if (!call.threads) call.threads = omp_get_max_threads();
+  return call;
+}
