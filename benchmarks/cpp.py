@@ -76,12 +76,12 @@ LAYERS = {
 
 def prepare_cpp(
     library: ctypes.CDLL, algorithm: str, direction: str, padding: int, arrays: dict[str, np.ndarray], threads: int
-) -> tuple[Callable[[], None], cpp.Call]:
+) -> tuple[Callable[[], None], cpp.Convolution]:
     """What computes the direction's results into their arrays, and where it leaves its times."""
     _, height, width, inputs = arrays["x"].shape
     pointers = [arrays[name].ctypes.data for name in ARRAYS]
     batch, outputs = len(arrays["x"]), len(arrays["bias"])
-    call = cpp.Call(batch, height, width, inputs, outputs, padding, False, threads, *pointers)
+    call = cpp.Convolution(batch, height, width, inputs, outputs, padding, False, threads, *pointers)
 
     def run() -> None:
         if getattr(library, f"{algorithm}_{FUNCTIONS[direction]}")(byref(call)):

@@ -19,6 +19,12 @@ extern "C" struct Convolution {
   double seconds[3];             // of the first thread: transforms to the products, products, transforms from them
 };
 
+// Says where an array of a call lies.
+extern "C" inline __attribute__((used)) int place(float **array, float *where) {
+  *array = where;
+  return 0;
+}
+
 constexpr int LANES = 16;
 
 inline Vec load(const float *p) { return *(const Vec *)p; }

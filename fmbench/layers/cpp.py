@@ -1,7 +1,7 @@
-"""The convolutions of 3 x 3 in C++ beside this file, as XLA custom calls, by one of ALGORITHMS.
+"""What is in C++ beside this file, as XLA custom calls: convolutions of 3 x 3, and the gradient of max-pooling.
 
-They are built at first use, by the C++ compiler at hand, for this processor, and kept in the cache. Arrays are
-NHWC, kernels HWIO, all float32; strides are 1, and padding is the same on all sides.
+It is built at first use, by the C++ compiler at hand, for this processor, and kept in the cache. Arrays are NHWC,
+kernels HWIO, all float32; strides of convolutions are 1, and padding is the same on all sides.
 """
 
 import ctypes
@@ -23,21 +23,29 @@ from fmbench.layers.onednn import Window
 from fmbench.system import files
 
 NAME = "C++ layers"  # in a record's versions, with the compiler
-ALGORITHMS = "winograd", "direct"
-SOURCES = [Path(__file__).with_name(f"{name}.cpp") for name in ALGORITHMS]
+SOURCES = [Path(__file__).with_name(f"{name}.cpp") for name in ("winograd", "direct", "pooling")]
 HEADER = Path(__file__).with_name("convolution.h")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
-NUMBERS = "batch", "height", "width", "inputs", "outputs", "padding", "relu", "threads"
-ARRAYS = "x", "kernel", "bias", "y"
+ARRAYS = "x", "kernel", "bias", "y"  # of a convolution
 
 
-class Call(ctypes.Structure):
-    """convolution.h's `Convolution`; of `threads` 0 are as many as OpenMP has."""
+class Convolution(ctypes.Structure):
+    """convolution.h's; of `threads` 0 are as many as OpenMP has."""
 
     _fields_ = (
-        *((name, c_int64) for name in NUMBERS),
+        *((name, c_int64) for name in ("batch", "height", "width", "inputs", "outputs")),
+        *((name, c_int64) for name in ("padding", "relu", "threads")),
         *((name, c_void_p) for name in ARRAYS),
         ("seconds", c_double * 3),
+    )
+
+
+class Pooling(ctypes.Structure):
+    """pooling.cpp's."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("batch", "height", "width", "channels", "size", "threads")),
+        *((name, c_void_p) for name in ("x", "y_grad", "x_grad")),
     )
 
 
@@ -152,24 +160,44 @@ def _call(
     relu: bool = False,
 ) -> Sequence[jax.Array]:
     numbers = (*x_shape, outputs, window.padding[0][0], int(relu))
-    target = _register(function, numbers, tuple(arrays), tuple(results))
+    return _run(function, Convolution, numbers, arrays, results)
+
+
+def max_pool_grad(x: jax.Array, y_grad: jax.Array, size: int) -> jax.Array:
+    """The gradient of max-pooling with respect to x, by windows of `size` x `size`, which is their stride."""
+    arrays = {"x": x, "y_grad": y_grad}
+    return _run("pooling_grad", Pooling, (*x.shape, size), arrays, {"x_grad": x.shape})[0]
+
+
+def _run(
+    function: str,
+    kind: type[ctypes.Structure],
+    numbers: tuple[int, ...],
+    arrays: Mapping[str, jax.Array],
+    results: Mapping[str, tuple[int, ...]],
+) -> Sequence[jax.Array]:
+    target = _register(function, kind, numbers, tuple(arrays), tuple(results))
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results.values()]
     return jax.ffi.ffi_call(target, shapes)(*arrays.values())
 
 
 @onednn.once
-def _register(function: str, numbers: tuple[int, ...], arrays: tuple[str, ...], results: tuple[str, ...]) -> str:
+def _register(
+    function: str,
+    kind: type[ctypes.Structure],
+    numbers: tuple[int, ...],
+    arrays: tuple[str, ...],
+    results: tuple[str, ...],
+) -> str:
     """A custom call, one at a time of these and of oneDNN's, as they share the cores and the workspace."""
     loaded, mutex, libc = library(), onednn.mutex(), ctypes.CDLL(None)
     assert loaded is not None  # `suits` has looked
-    call = ctypes.pointer(Call(*numbers))
+    call = kind(*numbers)
+    slots = (c_void_p.from_buffer(call, getattr(kind, name).offset) for name in (*arrays, *results))
     calls = [
         (libc.pthread_mutex_lock, mutex),
-        *(
-            (loaded.convolution_place, call, xla_ffi.Buffer(i), ARRAYS.index(name))
-            for i, name in enumerate((*arrays, *results))
-        ),
-        (getattr(loaded, function), call),
+        *((loaded.place, ctypes.pointer(slot), xla_ffi.Buffer(i)) for i, slot in enumerate(slots)),
+        (getattr(loaded, function), ctypes.pointer(call)),
         (libc.pthread_mutex_unlock, mutex),
     ]
     name = f"{function}({', '.join(map(str, (*numbers, *arrays, *results)))})"

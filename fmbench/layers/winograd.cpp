@@ -292,12 +292,6 @@ double now() { return omp_get_wtime(); }
 
 extern "C" {
 
-// Says where x (0), kernel (1), bias (2) or y (3) lies.
-int convolution_place(Convolution *call, float *array, int which) {
-  (which == 0 ? call->x : which == 1 ? call->kernel : which == 2 ? call->bias : call->y) = array;
-  return 0;
-}
-
 // y = x * kernel + bias (if there is one), and then ReLU (if wanted). 1 if there is no code for so many channels.
 int winograd_forward(Convolution *call) {
   const Convolution c = with_threads(*call);

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from fmbench import layers
-from fmbench.layers import cpp, direct, onednn, winograd
+from fmbench.layers import cpp, direct, onednn, pooling, winograd
 from fmbench.layers.convolution_primitives import convolution
 from fmbench.layers.onednn import Window
 
@@ -105,6 +106,38 @@ def test_takes_what_it_has_code_for(module, channels, changes):
 def test_few_channels_take_rows_as_long_as_their_vectors():
     few = functools.partial(direct.takes, dtype=jnp.float32, channels=(1, 16))
     assert not few(window(1), y_shape=(8, 18, 17)) and not few(window(3), y_shape=(8, 32, 32))
+
+
+@has_library
+@pytest.mark.parametrize(
+    "shape, size, dtype, expected",
+    [
+        ((2, 5, 7, 32), 2, jnp.float32, True),
+        ((2, 12, 12, 16), 3, jnp.float32, True),
+        ((2, 12, 12, 16), 4, jnp.float32, False),
+        ((2, 12, 12, 24), 2, jnp.float32, False),
+        ((2, 12, 12, 16), 2, jnp.bfloat16, False),
+        ((0, 12, 12, 16), 2, jnp.float32, False),
+    ],
+)
+def test_pooling_has_its_gradient_and_the_derivatives_of_it(shape, size, dtype, expected, monkeypatch):
+    monkeypatch.setattr(pooling, "is_on_one_device", lambda: True)  # the suite has eight devices
+    rng = np.random.default_rng(0)
+    x, direction = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+
+    def total(x, pool):
+        return (pool(x, (size, size), (size, size)) ** 3).sum()
+
+    def derivatives(pool):
+        grad = jax.grad(functools.partial(total, pool=pool))
+        images = jax.vmap(lambda image: grad(image[None])[0])
+        return grad(x), jax.jvp(grad, (x,), (direction,))[1], jax.vjp(grad, x)[1](direction)[0], images(x)
+
+    step = jax.jit(jax.grad(functools.partial(total, pool=layers.max_pool)))
+    assert ("pooling_grad(" in step.lower(x).as_text()) == expected
+    assert "pooling_grad(" not in jax.export.export(step)(x).mlir_module()
+    for actual, wanted in zip(derivatives(layers.max_pool), derivatives(nnx.max_pool), strict=True):
+        np.testing.assert_allclose(np.float32(actual), np.float32(wanted), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
