@@ -2,8 +2,9 @@
 
 On CPUs convolutions and their gradients run in oneDNN (`fmbench.layers.onednn`), where it is installed and a
 program runs on one device at a time; those of 3x3 in float32 in C++ of ours, if they have many channels
-(`fmbench.layers.winograd`) or few (`fmbench.layers.direct`) and there is a compiler. Elsewhere XLA's own run.
-Which is decided when a program is lowered: one for GPUs or TPUs, and one that is exported, holds XLA's alone.
+(`fmbench.layers.winograd`) or few (`fmbench.layers.direct`) and there is a compiler; so do batch norm and
+max-pooling's gradient. Elsewhere XLA's own run. Which is decided when a program is lowered: one for GPUs or TPUs,
+and one that is exported, holds XLA's alone.
 JAX's settings stay as they are, that of asynchronous dispatch among them.
 """
 

@@ -2,12 +2,15 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes
 
+from fmbench.layers import cpp
+from fmbench.layers.alternatives import with_cpp
 from fmbench.layers.linear import with_transpose
 from fmbench.layers.sharding import is_explicitly_sharded, vary_alike
 
@@ -91,6 +94,14 @@ def _batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalised x, in its dtype, and the batch's mean and variance, float32."""
+    forward: Any = _forward_or_in_cpp if axis_name is None else functools.partial(_forward, axis_name=axis_name)
+    y, mean, variance = forward(x, scale, bias, epsilon=epsilon, relu=relu)
+    return y, mean, variance
+
+
+def _forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     mean, mean_square = _batch_means((x, jnp.square(_float32(x))), axis_name)
     variance = jnp.maximum(mean_square - jnp.square(mean), 0)
     factor = _once_per_channel(jax.lax.rsqrt(variance + epsilon) * _float32(scale))
@@ -98,19 +109,22 @@ def _batch_norm(
     return (nnx.relu(y) if relu else y).astype(x.dtype), mean, variance
 
 
+_forward_or_in_cpp = with_cpp(_forward, cpp.batch_norm, cpp.suits_batch_norm)
+
+
 @_batch_norm.defjvp
 def _batch_norm_jvp(epsilon, axis_name, relu, arrays, tangents):
     x, scale, bias = arrays
     y, mean, variance = _batch_norm(x, scale, bias, epsilon, axis_name, relu)
     params = {"epsilon": epsilon, "axis_name": axis_name, "relu": relu}
-    y_tangent = _linear_batch_norm(tangents, (x, scale, y, mean, variance), **params)
+    y_tangent = _linear_batch_norm(tangents, (x, scale, bias, y, mean, variance), **params)
     x_tangent = _float32(tangents[0])
     mean_tangent, product = _batch_means((x_tangent, x_tangent * (_float32(x) - mean)), axis_name)
     return (y, mean, variance), (y_tangent, mean_tangent, jnp.where(variance > 0, 2 * product, 0))
 
 
 def _batch_norm_tangent(tangents, residuals, *, epsilon, axis_name, relu):
-    x, scale, y, mean, variance = residuals
+    x, scale, _, y, mean, variance = residuals
     x_tangent, scale_tangent, bias_tangent = map(_float32, tangents)
     deviation = _float32(x) - mean
     rescale = jax.lax.rsqrt(variance + epsilon)
@@ -122,7 +136,12 @@ def _batch_norm_tangent(tangents, residuals, *, epsilon, axis_name, relu):
 
 
 def _batch_norm_grad(grad, residuals, *, epsilon, axis_name, relu):
-    x, scale, y, mean, variance = residuals
+    backward: Any = _backward_or_in_cpp if axis_name is None else functools.partial(_backward, axis_name=axis_name)
+    return backward(*residuals, grad, epsilon=epsilon, relu=relu)
+
+
+def _backward(x, scale, bias, y, mean, variance, grad, *, epsilon, relu, axis_name=None):
+    del bias  # y has it; C++ has no y
     grad = _float32(grad)
     if relu:
         grad = jnp.where(y > 0, grad, 0)
@@ -141,6 +160,7 @@ def _batch_norm_grad(grad, residuals, *, epsilon, axis_name, relu):
     )
 
 
+_backward_or_in_cpp = with_cpp(_backward, cpp.batch_norm_grad, cpp.suits_batch_norm)
 _linear_batch_norm = with_transpose(_batch_norm_tangent, _batch_norm_grad)
 
 

@@ -1,4 +1,4 @@
-"""What is in C++ beside this file, as XLA custom calls: convolutions of 3 x 3, and the gradient of max-pooling.
+"""What is in C++ beside this file, as XLA custom calls: convolutions of 3 x 3, max-pooling's gradient, batch norm.
 
 It is built at first use, by the C++ compiler at hand, for this processor, and kept in the cache. Arrays are NHWC,
 kernels HWIO, all float32; strides of convolutions are 1, and padding is the same on all sides.
@@ -23,10 +23,12 @@ from fmbench.layers.onednn import Window
 from fmbench.system import files
 
 NAME = "C++ layers"  # in a record's versions, with the compiler
-SOURCES = [Path(__file__).with_name(f"{name}.cpp") for name in ("winograd", "direct", "pooling")]
+SOURCES = [Path(__file__).with_name(f"{name}.cpp") for name in ("winograd", "direct", "pooling", "batch_norm")]
 HEADER = Path(__file__).with_name("convolution.h")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 ARRAYS = "x", "kernel", "bias", "y"  # of a convolution
+LANES = 16  # floats of a vector
+WINDOWS = 2, 3  # sides of those that pooling.cpp has code for
 
 
 class Convolution(ctypes.Structure):
@@ -46,6 +48,18 @@ class Pooling(ctypes.Structure):
     _fields_ = (
         *((name, c_int64) for name in ("batch", "height", "width", "channels", "size", "threads")),
         *((name, c_void_p) for name in ("x", "y_grad", "x_grad")),
+    )
+
+
+class BatchNorm(ctypes.Structure):
+    """batch_norm.cpp's."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("rows", "channels", "relu")),
+        ("epsilon", c_double),
+        ("threads", c_int64),
+        *((name, c_void_p) for name in ("x", "scale", "bias", "y", "mean", "variance")),
+        *((name, c_void_p) for name in ("y_grad", "x_grad", "scale_grad", "bias_grad")),
     )
 
 
@@ -163,16 +177,61 @@ def _call(
     return _run(function, Convolution, numbers, arrays, results)
 
 
-def max_pool_grad(x: jax.Array, y_grad: jax.Array, size: int) -> jax.Array:
+def suits_max_pool(x: Any, _: Any, *, size: int) -> bool:
+    """Whether `max_pool_grad` takes such an x."""
+    return x.dtype == jnp.float32 and x.size > 0 and x.shape[3] % LANES == 0 and size in WINDOWS
+
+
+def max_pool_grad(x: jax.Array, y_grad: jax.Array, *, size: int) -> Sequence[jax.Array]:
     """The gradient of max-pooling with respect to x, by windows of `size` x `size`, which is their stride."""
     arrays = {"x": x, "y_grad": y_grad}
-    return _run("pooling_grad", Pooling, (*x.shape, size), arrays, {"x_grad": x.shape})[0]
+    return _run("pooling_grad", Pooling, (*x.shape, size), arrays, {"x_grad": x.shape})
+
+
+def suits_batch_norm(x: Any, *_: Any, epsilon: float, relu: bool) -> bool:
+    """Whether `batch_norm` and `batch_norm_grad` take such an x, (..., channels), and what goes with it."""
+    del epsilon, relu
+    channels = x.shape[-1]
+    fits = channels % LANES == 0 or (LANES % channels == 0 and x.size % LANES == 0)
+    return x.dtype == jnp.float32 and x.size > 0 and fits
+
+
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool
+) -> Sequence[jax.Array]:
+    """y, with a ReLU if so asked, and the mean and the variance of each channel."""
+    arrays = {"x": x, "scale": scale, "bias": bias}
+    results = {"y": x.shape, "mean": scale.shape, "variance": scale.shape}
+    return _run("batch_norm_forward", BatchNorm, _sizes(x, epsilon, relu), arrays, results)
+
+
+def batch_norm_grad(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    y: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    y_grad: jax.Array,
+    *,
+    epsilon: float,
+    relu: bool,
+) -> Sequence[jax.Array]:
+    """The gradients with respect to x, scale and bias."""
+    del y  # whose sign follows from the others, of which fewer bytes are read
+    arrays = {"x": x, "scale": scale, "bias": bias, "mean": mean, "variance": variance, "y_grad": y_grad}
+    results = {"x_grad": x.shape, "scale_grad": scale.shape, "bias_grad": scale.shape}
+    return _run("batch_norm_backward", BatchNorm, _sizes(x, epsilon, relu), arrays, results)
+
+
+def _sizes(x: jax.Array, epsilon: float, relu: bool) -> tuple[float, ...]:
+    return x.size // x.shape[-1], x.shape[-1], int(relu), epsilon
 
 
 def _run(
     function: str,
     kind: type[ctypes.Structure],
-    numbers: tuple[int, ...],
+    numbers: tuple[float, ...],
     arrays: Mapping[str, jax.Array],
     results: Mapping[str, tuple[int, ...]],
 ) -> Sequence[jax.Array]:
@@ -185,7 +244,7 @@ def _run(
 def _register(
     function: str,
     kind: type[ctypes.Structure],
-    numbers: tuple[int, ...],
+    numbers: tuple[float, ...],
     arrays: tuple[str, ...],
     results: tuple[str, ...],
 ) -> str:

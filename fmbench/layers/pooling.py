@@ -2,21 +2,16 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from fmbench.layers import cpp
+from fmbench.layers.alternatives import with_cpp
 from fmbench.layers.linear import with_transpose
-from fmbench.layers.sharding import is_explicitly_sharded, is_on_one_device, vary_alike
-
-LANES = 16  # channels are a multiple of it in C++
-SIZES_IN_CPP = 2, 3
+from fmbench.layers.sharding import is_explicitly_sharded
 
 
 def flatten(x: jax.Array) -> jax.Array:
@@ -81,64 +76,18 @@ def _max_pool_tangent(tangents, arrays, *, size):
 
 
 def _max_pool_grad(grad, arrays, *, size):
-    return (max_pool_grad_p.bind(*vary_alike(*arrays, grad), size=size, alone=is_on_one_device()),)
+    return _max_pool_grad_or_in_cpp(*arrays, grad, size=size)
 
 
 _linear_max_pool = with_transpose(_max_pool_tangent, _max_pool_grad)
 
 
-def _on_any_platform(x: jax.Array, grad: jax.Array, *, size: int, alone: bool) -> jax.Array:
-    del alone
+def _max_pool_grad_in_xla(x: jax.Array, grad: jax.Array, *, size: int) -> tuple[jax.Array]:
     on_cpu, elsewhere = (functools.partial(f, size) for f in (_max_pool_grad_by_comparison, _max_pool_grad_of_xla))
-    return jax.lax.platform_dependent(x, grad, cpu=on_cpu, default=elsewhere)
+    return (jax.lax.platform_dependent(x, grad, cpu=on_cpu, default=elsewhere),)
 
 
-def _make_max_pool_grad() -> Primitive:
-    """The gradient as a primitive, which in C++ or not is decided when a program is lowered."""
-    primitive = Primitive("max_pool_grad")
-
-    @functools.cache
-    def compiled(**params: Any) -> Callable:
-        return jax.jit(functools.partial(primitive.bind, **params))
-
-    primitive.def_impl(lambda *arrays, **params: compiled(**params)(*arrays))
-    primitive.def_abstract_eval(lambda x, grad, **params: x)
-    in_xla, in_cpp = (
-        mlir.lower_fun(f, multiple_results=False)
-        for f in (_on_any_platform, lambda x, grad, *, size, alone: cpp.max_pool_grad(x, grad, size))
-    )
-
-    def lower_on_cpu(context: mlir.LoweringRuleContext, *arrays: Any, size: int, alone: bool) -> Any:
-        x, _ = cast("Sequence[Any]", context.avals_in)
-        plain = x.dtype == jnp.float32 and x.size and x.shape[3] % LANES == 0 and size in SIZES_IN_CPP
-        exported = context.module_context.lowering_parameters.for_export
-        usable = plain and alone and not exported and cpp.library() is not None
-        return (in_cpp if usable else in_xla)(context, *arrays, size=size, alone=alone)
-
-    mlir.register_lowering(primitive, in_xla)
-    mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
-
-    def jvp(arrays, tangents, **params):
-        (x, grad), (_, grad_tangent) = arrays, tangents  # a small change of x changes no place of a maximum
-        value = primitive.bind(x, grad, **params)
-        if isinstance(grad_tangent, ad.Zero):
-            return value, ad.Zero(jax.typeof(value).to_tangent_aval())
-        return value, primitive.bind(x, grad_tangent, **params)
-
-    def transposed(cotangent, x, grad, *, size, alone):
-        del grad, alone
-        return [None, None if isinstance(cotangent, ad.Zero) else _linear_max_pool((cotangent,), (x,), size=size)]
-
-    def batch(arrays, axes, **params):
-        return jax.vmap(functools.partial(_on_any_platform, **params), in_axes=tuple(axes))(*arrays), 0
-
-    ad.primitive_jvps[primitive] = jvp
-    ad.primitive_transposes[primitive] = transposed
-    batching.primitive_batchers[primitive] = batch
-    return primitive
-
-
-max_pool_grad_p = _make_max_pool_grad()
+_max_pool_grad_or_in_cpp = with_cpp(_max_pool_grad_in_xla, cpp.max_pool_grad, cpp.suits_max_pool)
 
 
 def _max_pool_grad_of_xla(size: int, x: jax.Array, grad: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from fmbench import layers
-from fmbench.layers import cpp, direct, onednn, pooling, winograd
+from fmbench.layers import alternatives, cpp, direct, onednn, winograd
 from fmbench.layers.convolution_primitives import convolution
 from fmbench.layers.onednn import Window
 
@@ -121,7 +121,7 @@ def test_few_channels_take_rows_as_long_as_their_vectors():
     ],
 )
 def test_pooling_has_its_gradient_and_the_derivatives_of_it(shape, size, dtype, expected, monkeypatch):
-    monkeypatch.setattr(pooling, "is_on_one_device", lambda: True)  # the suite has eight devices
+    monkeypatch.setattr(alternatives, "is_on_one_device", lambda: True)  # the suite has eight devices
     rng = np.random.default_rng(0)
     x, direction = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
 
@@ -138,6 +138,63 @@ def test_pooling_has_its_gradient_and_the_derivatives_of_it(shape, size, dtype, 
     assert "pooling_grad(" not in jax.export.export(step)(x).mlir_module()
     for actual, wanted in zip(derivatives(layers.max_pool), derivatives(nnx.max_pool), strict=True):
         np.testing.assert_allclose(np.float32(actual), np.float32(wanted), rtol=1e-6)
+
+
+@has_library
+@pytest.mark.parametrize(
+    "shape, dtype, expected",
+    [  # rows of several pixels; vectors by one, two, three, four and seven; more than stays in a cache
+        *(((2, 8, 8, 4), jnp.float32, True), ((12, 16), jnp.float32, True), ((3, 5, 7, 32), jnp.float32, True)),
+        *(((9, 3, 48), jnp.float32, True), ((700, 64), jnp.float32, True), ((33, 112), jnp.float32, True)),
+        *(
+            ((64, 28, 28, 64), jnp.float32, True),
+            ((3, 5, 5, 8), jnp.float32, False),
+        ),  # 600 floats
+        *(((2, 8, 8, 24), jnp.float32, False), ((2, 8, 8, 16), jnp.bfloat16, False)),
+    ],
+)
+@pytest.mark.parametrize("relu", [True, False])
+def test_batch_norm_has_its_gradient_and_the_derivatives_of_it(shape, dtype, expected, relu, monkeypatch):
+    monkeypatch.setattr(alternatives, "is_on_one_device", lambda: True)
+    rng = np.random.default_rng(0)
+    x, y_grad, direction = (jnp.asarray(0.3 + rng.standard_normal(shape), dtype) for _ in range(3))
+    layer = layers.BatchNorm(shape[-1], epsilon=1e-3, rngs=nnx.Rngs(0), dtype=dtype)
+    split: Any = nnx.split(layer, nnx.Param, ...)
+    graphdef, trained, rest = split
+    params = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), trained), rest
+
+    def value(x, params, plain=False):
+        norm = nnx.merge(graphdef, *params, copy=True)
+        y = nnx.BatchNorm.__call__(norm, x, False) if plain else norm(x, train=True, relu=relu)
+        return nnx.relu(y) if relu else y, (norm.mean[...], norm.var[...])
+
+    def grad(x, params, plain=False):
+        y, pull, running = jax.vjp(lambda x, params: value(x, params, plain), x, params, has_aux=True)
+        return y, running, pull(y_grad)
+
+    def second(x, plain=False):
+        return jax.jvp(lambda x: grad(x, params, plain)[2][0], (x,), (direction,))[1]
+
+    text = jax.jit(grad).lower(x, params).as_text()
+    assert [text.count(f"batch_norm_{name}(") for name in ("forward", "backward")] == [expected, expected]
+    assert "batch_norm_forward(" not in jax.export.export(jax.jit(grad))(x, params).mlir_module()
+    if dtype == jnp.float32:
+        results = [jax.tree.leaves((grad(x, params, plain), second(x, plain))) for plain in (False, True)]
+        for actual, wanted in zip(*results, strict=True):
+            np.testing.assert_allclose(actual, wanted, atol=2e-5 * float(jnp.abs(wanted).max()))
+
+
+@has_library
+def test_a_channel_without_variance_is_normalised_by_epsilon_alone():
+    x, y_grad = jnp.full((64, 16), 7.0), jnp.arange(1024.0).reshape(64, 16)
+    scale, bias = jnp.full(16, 2.0), jnp.ones(16)
+    y, mean, variance = cpp.batch_norm(x, scale, bias, epsilon=0.25, relu=False)
+    assert (y == 1).all() and (mean == 7).all() and (variance == 0).all()
+    arrays = x, scale, bias, y, mean, variance, y_grad
+    x_grad, scale_grad, bias_grad = cpp.batch_norm_grad(*arrays, epsilon=0.25, relu=False)
+    np.testing.assert_array_equal(x_grad, 4 * (y_grad - y_grad.mean(0)))  # 2 / sqrt(0.25)
+    np.testing.assert_array_equal(scale_grad, 0 * scale)
+    np.testing.assert_array_equal(bias_grad, y_grad.sum(0))
 
 
 @pytest.mark.parametrize(
