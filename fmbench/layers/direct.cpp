@@ -1,8 +1,8 @@
 // Convolutions of 3 x 3 in float32 from few channels, with both gradients, by their definition.
 //
 // Images are NHWC, kernels HWIO, strides 1, the same padding on all sides. Of y and of its gradient, which are the large
-// arrays here, all is read or written once; the vectors are 16 outputs of a pixel. Padding is the zeros around a copy of an
-// image, made for each thread as it comes to it.
+// arrays here, all is read or written once; the vectors are 16 outputs of a pixel, or of 4 or 2 pixels that have 4 or 8
+// outputs each. Padding is the zeros around a copy of an image, made by each thread as it comes to it.
 
 #include "convolution.h"
 
@@ -20,8 +20,9 @@ struct Shape {
 };
 
 // An image with `border` zeros around it: a copy at `copy`, if there are any. `height` and so on are the image's own.
-const float *padded(const float *image, int64_t height, int64_t width, int64_t channels, int64_t border, float *copy) {
-  if (!border) return image;
+const float *padded(const float *image, int64_t height, int64_t width, int64_t channels, int64_t border, float *copy,
+                    bool always = false) {
+  if (!border && !always) return image;
   const int64_t row = (width + 2 * border) * channels, side = border * channels;
   memset(copy, 0, border * row * sizeof(float));
   float *to = copy + border * row;
@@ -242,15 +243,190 @@ void input_grad_all(const Convolution &c) {
   }
 }
 
-// Calls with the number of inputs known to the compiler; 1 if there is no code for it.
-template <class Use>
-int with_inputs(const Convolution &c, Use use) {
-  switch (c.inputs) {
-    case 1: use(std::integral_constant<int, 1>()); return 0;
-    case 4: use(std::integral_constant<int, 4>()); return 0;
-    case 8: use(std::integral_constant<int, 8>()); return 0;
-    default: return 1;
+// Few outputs: a vector has those of several pixels.
+
+// What all of them have of one input: lane -> pixel * inputs + input.
+template <int inputs, int outputs>
+inline __m512i lanes_of(int input) {
+  int32_t lanes[LANES];
+  for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane / outputs * inputs + input;
+  return _mm512_loadu_si512(lanes);
+}
+
+inline Vec permuted(__m512i lanes, Vec v) { return (Vec)_mm512_permutexvar_ps(lanes, (__m512)v); }
+
+// The first of `floats`, and zeros where there are fewer than 16.
+inline Vec load_some(const float *p, int64_t floats) {
+  return (Vec)_mm512_maskz_loadu_ps(floats < LANES ? (1u << floats) - 1 : 0xffff, p);
+}
+
+// Reads up to 16 floats beyond the image.
+template <int inputs, int outputs, int vectors>
+inline void forward_few(const float *x, int64_t x_row, const float *kernel, Vec bias, bool relu, float *y) {
+  constexpr int pixels = LANES / outputs;  // of a vector
+  Vec sums[vectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; v++) sums[v] = bias;
+  for (int place = 0; place < PLACES; place++) {
+    const float *from = x + place / 3 * x_row + place % 3 * inputs;
+#pragma GCC unroll 8
+    for (int input = 0; input < inputs; input++) {
+      const Vec k = load(kernel + (place * inputs + input) * LANES);
+      const __m512i lanes = lanes_of<inputs, outputs>(input);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; v++) sums[v] += permuted(lanes, load(from + v * pixels * inputs)) * k;
+    }
   }
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors; v++) store(y + v * LANES, relu ? (sums[v] > 0 ? sums[v] : Vec{}) : sums[v]);
+}
+
+// y (height x width x outputs) of an image with its padding and of kernels of 16 lanes.
+template <int inputs, int outputs>
+void image_of_few(const float *x, const float *kernel, Vec bias, bool relu, int64_t height, int64_t width, float *y) {
+  constexpr int pixels = LANES / outputs, vectors = 7;
+  const int64_t x_row = (width + 2) * inputs;
+  for (int64_t row = 0; row < height; row++, x += x_row, y += width * outputs) {
+    int64_t column = 0;
+    for (; column + vectors * pixels <= width; column += vectors * pixels)
+      forward_few<inputs, outputs, vectors>(x + column * inputs, x_row, kernel, bias, relu, y + column * outputs);
+    for (; column < width; column += pixels) {
+      const int64_t at = std::min(column, width - pixels);
+      forward_few<inputs, outputs, 1>(x + at * inputs, x_row, kernel, bias, relu, y + at * outputs);
+    }
+  }
+}
+
+template <int inputs, int outputs>
+void forward_all_of_few(const Convolution &c) {
+  const Shape shape(c);
+  float *kernel = shared_kernels.of(PLACES * inputs * LANES);
+  for (int i = 0; i < PLACES * inputs * LANES; i++) kernel[i] = c.kernel[i / LANES * outputs + i % outputs];
+  Vec bias = {};
+  for (int lane = 0; c.bias && lane < LANES; lane++) bias[lane] = c.bias[lane % outputs];
+#pragma omp parallel num_threads(c.threads)
+  {
+    float *copy = of_thread.of(shape.height * shape.width * inputs + LANES);
+#pragma omp for schedule(static)
+    for (int64_t image = 0; image < c.batch; image++)
+      image_of_few<inputs, outputs>(
+          padded(c.x + image * c.height * c.width * inputs, c.height, c.width, inputs, c.padding, copy, true), kernel,
+          bias, c.relu, shape.y_height, shape.y_width, c.y + image * shape.y_height * shape.y_width * outputs);
+  }
+}
+
+// `image_of_few` with one output, whose vectors would need more pixels than a permutation reaches: no training needs it.
+template <int inputs>
+void image_of_one(const float *x, const float *kernel, int64_t height, int64_t width, float *y) {
+  for (int64_t row = 0; row < height; row++)
+    for (int64_t column = 0; column < width; column++) {
+      float sum = 0;
+      for (int place = 0; place < PLACES; place++)
+        for (int input = 0; input < inputs; input++)
+          sum += x[((row + place / 3) * (width + 2) + column + place % 3) * inputs + input] *
+                 kernel[(place * inputs + input) * LANES];
+      y[row * width + column] = sum;
+    }
+}
+
+// The same as forward, of y's gradient and the kernel turned round.
+template <int inputs, int outputs>
+void input_grad_all_of_few(const Convolution &c) {
+  const Shape shape(c);
+  const int64_t border = 2 - c.padding;
+  float *kernel = shared_kernels.of(PLACES * outputs * LANES);
+  for (int i = 0; i < PLACES * outputs * LANES; i++) {
+    const int place = PLACES - 1 - i / (outputs * LANES), output = i / LANES % outputs, input = i % inputs;
+    kernel[i] = c.kernel[(place * inputs + input) * outputs + output];
+  }
+#pragma omp parallel num_threads(c.threads)
+  {
+    float *copy = of_thread.of((shape.y_height + 2 * border) * (shape.y_width + 2 * border) * outputs + LANES);
+#pragma omp for schedule(static)
+    for (int64_t image = 0; image < c.batch; image++) {
+      const float *dy = padded(c.y + image * shape.y_height * shape.y_width * outputs, shape.y_height, shape.y_width,
+                               outputs, border, copy, true);
+      float *dx = c.x + image * c.height * c.width * inputs;
+      if constexpr (inputs == 1)
+        image_of_one<outputs>(dy, kernel, c.height, c.width, dx);
+      else
+        image_of_few<outputs, inputs>(dy, kernel, Vec{}, false, c.height, c.width, dx);
+    }
+  }
+}
+
+// sum (PLACES x inputs x 16 lanes) += x^T dy over an image; `places` at a time, as many as there are registers for.
+template <int inputs, int outputs, int places>
+void add_image_of_few(const float *x, const float *dy, int64_t height, int64_t width, float *sum) {
+  constexpr int pixels = LANES / outputs;
+  const int64_t x_row = (width + 2) * inputs;
+  for (int first = 0; first < PLACES; first += places) {
+    Vec sums[places][inputs];
+    memcpy(sums, sum + first * inputs * LANES, sizeof sums);
+    for (int64_t row = 0; row < height; row++)
+      for (int64_t column = 0; column < width; column += pixels) {
+        const Vec d = load_some(dy + (row * width + column) * outputs, (width - column) * outputs);
+#pragma GCC unroll 9
+        for (int p = 0; p < places; p++) {
+          const Vec from = load(x + (row + (first + p) / 3) * x_row + (column + (first + p) % 3) * inputs);
+#pragma GCC unroll 8
+          for (int input = 0; input < inputs; input++)
+            sums[p][input] += permuted(lanes_of<inputs, outputs>(input), from) * d;
+        }
+      }
+    memcpy(sum + first * inputs * LANES, sums, sizeof sums);
+  }
+}
+
+template <int inputs, int outputs>
+void kernel_grad_all_of_few(const Convolution &c) {
+  const Shape shape(c);
+  const int64_t kernel = PLACES * inputs * LANES, of_one = kernel + LANES;
+  float *all = shared_kernels.of(c.threads * of_one);
+  int threads = 1;
+#pragma omp parallel num_threads(c.threads)
+  {
+#pragma omp single
+    threads = omp_get_num_threads();
+    float *copy = of_thread.of(shape.height * shape.width * inputs + LANES);
+    float *sum = all + omp_get_thread_num() * of_one;
+    memset(sum, 0, of_one * sizeof(float));
+#pragma omp for schedule(static)  // so that equal calls have equal bits
+    for (int64_t image = 0; image < c.batch; image++) {
+      const int64_t pixels = shape.y_height * shape.y_width;
+      const float *dy = c.y + image * pixels * outputs;
+      const float *x = padded(c.x + image * c.height * c.width * inputs, c.height, c.width, inputs, c.padding, copy, true);
+      add_image_of_few<inputs, outputs, inputs == 1 ? 9 : 3>(x, dy, shape.y_height, shape.y_width, sum);
+      Vec of_bias = load(sum + kernel);
+      for (int64_t i = 0; c.bias && i < pixels * outputs; i += LANES) of_bias += load_some(dy + i, pixels * outputs - i);
+      store(sum + kernel, of_bias);
+    }
+  }
+  for (int64_t i = 0; i < PLACES * inputs * outputs; i++) c.kernel[i] = 0;
+  for (int64_t i = 0; c.bias && i < outputs; i++) c.bias[i] = 0;
+  for (int thread = 0; thread < threads; thread++) {
+    const float *sum = all + thread * of_one;
+    for (int64_t i = 0; i < kernel; i++) c.kernel[i / LANES * outputs + i % outputs] += sum[i];
+    for (int64_t i = 0; c.bias && i < LANES; i++) c.bias[i % outputs] += sum[kernel + i];
+  }
+}
+
+// Calls of `many` with the inputs and of `few` with inputs and outputs, as the compiler knows them; 1 if there is no code.
+template <class Many, class Few>
+int with_channels(const Convolution &c, Many many, Few few) {
+  std::integral_constant<int, 1> one;
+  std::integral_constant<int, 4> four;
+  std::integral_constant<int, 8> eight;
+  if (c.outputs % LANES == 0) {
+    if (c.inputs == 1) return many(one), 0;
+    if (c.inputs == 4) return many(four), 0;
+    if (c.inputs == 8) return many(eight), 0;
+  }
+  if (c.inputs == 1 && c.outputs == 4) return few(one, four), 0;
+  if (c.inputs == 1 && c.outputs == 8) return few(one, eight), 0;
+  if (c.inputs == 4 && c.outputs == 4) return few(four, four), 0;
+  if (c.inputs == 8 && c.outputs == 8) return few(eight, eight), 0;
+  return 1;
 }
 
 }  // namespace
@@ -260,18 +436,24 @@ extern "C" {
 // y = x * kernel + bias (if there is one), and then ReLU (if wanted).
 int direct_forward(Convolution *call) {
   const Convolution c = with_threads(*call);
-  return with_inputs(c, [&](auto inputs) { forward_all<inputs>(c); });
+  return with_channels(
+      c, [&](auto inputs) { forward_all<inputs>(c); },
+      [&](auto inputs, auto outputs) { forward_all_of_few<inputs, outputs>(c); });
 }
 
 // x = the gradient with respect to it, of y and kernel.
 int direct_input_grad(Convolution *call) {
   const Convolution c = with_threads(*call);
-  return with_inputs(c, [&](auto inputs) { input_grad_all<inputs>(c); });
+  return with_channels(
+      c, [&](auto inputs) { input_grad_all<inputs>(c); },
+      [&](auto inputs, auto outputs) { input_grad_all_of_few<inputs, outputs>(c); });
 }
 
 // kernel, and bias if there is one, = the gradients with respect to them, of x and y.
 int direct_kernel_grad(Convolution *call) {
   const Convolution c = with_threads(*call);
-  return with_inputs(c, [&](auto inputs) { kernel_grad_all<inputs>(c); });
+  return with_channels(
+      c, [&](auto inputs) { kernel_grad_all<inputs>(c); },
+      [&](auto inputs, auto outputs) { kernel_grad_all_of_few<inputs, outputs>(c); });
 }
 }

@@ -51,7 +51,8 @@ def in_float64(x, kernel, bias, y_grad, padding: int, relu: bool):
         *(("winograd", 65, 3, (32, 64), 1), ("winograd", 40, 7, (32, 64), 1)),
         # every number of inputs; outputs of one vector, of two, of three; groups of pixels that overlap or not
         *(("direct", 9, 28, (1, 32), 0), ("direct", 8, 21, (4, 48), 1), ("direct", 8, 19, (8, 16), 2)),
-        ("direct", 17, 18, (8, 64), 0),
+        *(("direct", 17, 18, (8, 64), 0), ("direct", 9, 28, (1, 4), 1), ("direct", 8, 21, (1, 8), 0)),
+        *(("direct", 8, 23, (4, 4), 2), ("direct", 9, 19, (4, 4), 0), ("direct", 8, 28, (8, 8), 1)),
     ],
 )
 @pytest.mark.parametrize("use_bias, relu", [(True, True), (False, False)])
@@ -90,6 +91,7 @@ def test_equals_float64_in_all_directions(algorithm, batch, size, channels, padd
         {"y_shape": (7, 9, 9)},  # 63 tiles, 7 images
         {"channels": (48, 128)},
         {"channels": (64, 24)},
+        {"channels": (4, 8)},
     ],
 )
 def test_takes_what_it_has_code_for(module, channels, changes):
