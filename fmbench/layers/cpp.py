@@ -89,6 +89,8 @@ def _load() -> _Built:
     processor = _processor()
     if "avx512f" not in processor.split():  # without it the registers are too few and too short
         return _Built(None, "", "no AVX-512")
+    if onednn.library() is None:  # nor can XLA call this one, then
+        return _Built(None, "", "no oneDNN")
     command = os.environ.get("CXX") or "g++"
     if shutil.which(command) is None:
         return _Built(None, "", f"no C++ compiler {command}")

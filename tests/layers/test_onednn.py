@@ -267,10 +267,10 @@ import jax, jax.numpy as jnp
 from flax import nnx
 from fmbench import layers
 print(jax.jit(layers.Conv(1, 2, (3, 3), rngs=nnx.Rngs(0))).lower(jnp.zeros((1, 5, 5, 1))).as_text())
+print(jax.jit(jax.grad(lambda x: layers.max_pool(x, 2).sum())).lower(jnp.zeros((1, 4, 4, 16))).as_text())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "stablehlo.convolution" in done.stdout
-    assert "custom_call @onednn" not in done.stdout
+    assert "stablehlo.convolution" in done.stdout and "custom_call" not in done.stdout
 
 
 # Inference.
