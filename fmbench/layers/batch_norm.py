@@ -11,6 +11,7 @@ from flax.nnx.nn import dtypes
 
 from fmbench.layers import cpp
 from fmbench.layers.alternatives import with_cpp
+from fmbench.layers.convolution import Conv
 from fmbench.layers.linear import with_transpose
 from fmbench.layers.sharding import is_explicitly_sharded, vary_alike
 
@@ -69,6 +70,20 @@ class BatchNorm(nnx.BatchNorm):
         for running, batch in ((self.mean, mean), (self.var, variance)):
             running[...] = jax.lax.stop_gradient(self.momentum * running[...] + (1 - self.momentum) * batch)
         return y
+
+    def after(self, conv: Conv, x: jax.Array, *, train: bool, relu: bool = False) -> jax.Array:
+        """`self(conv(x), train=train, relu=relu)`; in inference one convolution, where a library has those.
+
+        The running statistics are then a part of the convolution's kernel and bias, and y is written once. For a
+        single image the kernel would be the larger of both.
+        """
+        plain = self.axis in (-1, x.ndim - 1) and len(x) > 1
+        if not train and plain and self.scale is not None and self.bias is not None:
+            factor = jax.lax.rsqrt(self.var[...] + self.epsilon) * self.scale[...]
+            y = conv.scaled(x, factor, self.bias[...] - self.mean[...] * factor, relu=relu)
+            if y is not None:
+                return y
+        return self(conv(x), train=train, relu=relu)
 
     def _plain_arrays(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array] | None:
         """x, scale and bias as our gradient takes them, or None if the layer or x is of another kind."""

@@ -31,17 +31,31 @@ class Conv(nnx.Conv):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None, *, relu: bool = False) -> jax.Array:
         """Convolves `inputs`, (..., *space, in_features), as Flax does; `relu` applies a ReLU to the result."""
-        window = self._window(inputs) if out_sharding is None and _runs_in_onednn(inputs) else None
-        if window is not None:
-            bias = None if self.bias is None else self.bias[...]
-            x, kernel, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
-            arrays = (x, kernel) if bias is None else (x, kernel, bias)
-            if {array.dtype.name for array in arrays} in ({"float32"}, {"bfloat16"}):
-                return convolution(x, kernel, bias, window, relu)
+        bias = None if self.bias is None else self.bias[...]
+        y = None if out_sharding is not None else self._in_library(inputs, self.kernel[...], bias, relu)
+        if y is not None:
+            return y
         if jnp.bfloat16 in (inputs.dtype, self.dtype):
             inputs = kept_apart(inputs)
         y = super().__call__(inputs, out_sharding)
         return nnx.relu(y) if relu else y
+
+    def scaled(self, inputs: jax.Array, factor: jax.Array, offset: jax.Array, *, relu: bool) -> jax.Array | None:
+        """`factor * self(inputs) + offset`, (out_features,), in one convolution; None if no library has it."""
+        bias = offset if self.bias is None else self.bias[...] * factor + offset
+        return self._in_library(inputs, self.kernel[...] * factor, bias, relu)
+
+    def _in_library(
+        self, inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, relu: bool
+    ) -> jax.Array | None:
+        window = self._window(inputs) if _runs_in_onednn(inputs) else None
+        if window is None:
+            return None
+        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        arrays = (x, kernel) if bias is None else (x, kernel, bias)
+        if {array.dtype.name for array in arrays} not in ({"float32"}, {"bfloat16"}):
+            return None
+        return convolution(x, kernel, bias, window, relu)
 
     def _window(self, inputs: jax.Array) -> Window | None:
         """The convolution as oneDNN has it, or None if it is of another kind."""

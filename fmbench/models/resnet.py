@@ -47,10 +47,10 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(batch, height, width, inputs) -> (batch, height / strides, width / strides, outputs)."""
-        y = self.norm1(self.conv1(x), train=train, relu=True)
-        y = self.norm2(self.conv2(y), train=train)
+        y = self.norm1.after(self.conv1, x, train=train, relu=True)
+        y = self.norm2.after(self.conv2, y, train=train)
         if self.projection and self.projection_norm:
-            shortcut = self.projection_norm(self.projection(x), train=train)
+            shortcut = self.projection_norm.after(self.projection, x, train=train)
         else:
             # Option A: subsample, and fill the new channels with zeros.
             shortcut = x[:, :: self.strides, :: self.strides, :]
@@ -96,7 +96,7 @@ class ResNet(nnx.Module):
     def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
         del rngs  # nothing here is random
-        x = self.stem_norm(self.stem(images), train=train, relu=True)
+        x = self.stem_norm.after(self.stem, images, train=train, relu=True)
         for block in self.blocks:
             x = block(x, train=train)
         return self.head(x.mean(axis=(1, 2)))
@@ -129,7 +129,7 @@ class ResNet18(nnx.Module):
     def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
         del rngs  # nothing here is random
-        x = self.stem_norm(self.stem(images), train=train, relu=True)
+        x = self.stem_norm.after(self.stem, images, train=train, relu=True)
         for block in self.blocks:
             x = block(x, train=train)
         return self.head(x.mean(axis=(1, 2)))

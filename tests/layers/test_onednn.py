@@ -1,6 +1,7 @@
 """oneDNN's convolution against Flax's own."""
 
 import concurrent.futures
+import functools
 import inspect
 import os
 import re
@@ -310,6 +311,32 @@ def test_inference_convolves_where_that_is_faster_and_training_in_libraries(
     assert calls(total) == (expected and (by_winograd or shape != (32, 13, 13, 64)))
     assert calls(jax.value_and_grad(total)) == 2  # the value and the kernel's gradient
     assert calls(lambda params, x: jax.jvp(lambda p: total(p, x), (params,), (params,))) == 2
+
+
+@pytest.mark.usefixtures("in_onednn")
+@pytest.mark.parametrize("use_bias, relu", [(True, True), (False, False)])
+def test_inference_has_a_batch_norm_in_its_convolution(use_bias, relu):
+    rng = np.random.default_rng(0)
+    conv = Conv(16, 48, (3, 3), padding="SAME", use_bias=use_bias, rngs=nnx.Rngs(0))
+    norm = layers.BatchNorm(48, epsilon=1e-3, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split((conv, norm))
+    state = jax.tree.map(lambda p: jnp.asarray(rng.uniform(0.1, 2, p.shape), p.dtype), state)
+    x = jnp.asarray(rng.standard_normal((4, 9, 9, 16)), jnp.float32)
+
+    def after(state, x, train):
+        conv, norm = nnx.merge(graphdef, state, copy=True)
+        return norm.after(conv, x, train=train, relu=relu)
+
+    def in_turn(state, x, train):
+        conv, norm = nnx.merge(graphdef, state, copy=True)
+        y = nnx.BatchNorm.__call__(norm, nnx.Conv.__call__(conv, x), not train)
+        return nnx.relu(y) if relu else y
+
+    for train in (True, False):
+        expected = np.asarray(in_turn(state, x, train))
+        np.testing.assert_allclose(after(state, x, train), expected, atol=1e-5 * np.abs(expected).max())
+    text = jax.jit(functools.partial(after, train=False)).lower(state, x).as_text()
+    assert not re.search(r"stablehlo\.(multiply|add|maximum) .*tensor<4x9x9x48xf32>", text)
 
 
 @pytest.mark.usefixtures("in_onednn")
