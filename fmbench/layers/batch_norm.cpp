@@ -88,17 +88,17 @@ inline Vec normalised(Vec x, Vec mean, Vec factor, Vec bias) { return (x - mean)
 
 float rescale(const BatchNorm &n, float variance) { return 1 / std::sqrt(variance + (float)n.epsilon); }
 
-template <bool relu, class Write>
+template <bool rectified, class Write>
 void normalise(const BatchNorm &n, const float *of_columns, int64_t begin, int64_t end, int64_t width, Write write) {
   for (int64_t row = begin; row < end; row++)
     for (int64_t column = 0; column < width; column += LANES) {
       const float *of = of_columns + column;
       const Vec y = normalised(load(n.x + row * width + column), load(of), load(of + width), load(of + 2 * width));
-      write(n.y + row * width + column, relu ? (y > 0 ? y : Vec{}) : y);
+      write(n.y + row * width + column, rectified ? relu(y) : y);
     }
 }
 
-template <bool relu>
+template <bool rectified>
 void forward(const BatchNorm &n, int threads) {
   const Shape shape(n);
   const int64_t width = shape.width;
@@ -124,9 +124,9 @@ void forward(const BatchNorm &n, int threads) {
       for_columns(n, width, of_columns + 2 * width, channel, n.bias[channel]);
     });
     if (streams)
-      normalise<relu>(n, of_columns, begin, end, width, [](float *to, Vec v) { stream(to, v); });
+      normalise<rectified>(n, of_columns, begin, end, width, [](float *to, Vec v) { stream(to, v); });
     else
-      normalise<relu>(n, of_columns, begin, end, width, [](float *to, Vec v) { store(to, v); });
+      normalise<rectified>(n, of_columns, begin, end, width, [](float *to, Vec v) { store(to, v); });
     after_streams();
   }
 }
@@ -142,7 +142,7 @@ void spread(const BatchNorm &n, const float *of_columns, int64_t begin, int64_t 
     }
 }
 
-template <bool relu>
+template <bool rectified>
 void backward(const BatchNorm &n, int threads) {
   const Shape shape(n);
   const int64_t width = shape.width;
@@ -156,7 +156,7 @@ void backward(const BatchNorm &n, int threads) {
   }
   auto grad = [&](int64_t i, int64_t column) {
     const Vec all_of_it = load(n.y_grad + i);
-    if (!relu) return all_of_it;
+    if (!rectified) return all_of_it;
     const float *of = of_columns + column;
     return normalised(load(n.x + i), load(of), load(of + width), load(of + 2 * width)) > 0 ? all_of_it : Vec{};
   };

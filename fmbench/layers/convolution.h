@@ -31,6 +31,8 @@ constexpr int LANES = 16;
 inline Vec load(const float *p) { return *(const Vec *)p; }
 inline void store(float *p, Vec v) { *(Vec *)p = v; }
 
+inline Vec relu(Vec v) { return v < 0 ? Vec{} : v; }  // NaN stays NaN
+
 inline void stream(float *p, Vec v) {  // past the caches, which the results need not be in
   _mm512_stream_ps(p, (__m512)v);
 }

@@ -37,7 +37,7 @@ const float *padded(const float *image, int64_t height, int64_t width, int64_t c
 
 // `pixels` of y in a row, 16 * `vectors` outputs of each.
 template <int inputs, int pixels, int vectors>
-inline void forward(const float *x, int64_t x_row, const float *kernel, const float *bias, bool relu, int64_t outputs,
+inline void forward(const float *x, int64_t x_row, const float *kernel, const float *bias, bool rectified, int64_t outputs,
                     float *y, bool streams) {
   Vec sums[pixels][vectors];
 #pragma GCC unroll 2
@@ -62,8 +62,7 @@ inline void forward(const float *x, int64_t x_row, const float *kernel, const fl
   for (int p = 0; p < pixels; p++)
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; v++) {
-      Vec r = sums[p][v];
-      if (relu) r = r > 0 ? r : Vec{};
+      const Vec r = rectified ? relu(sums[p][v]) : sums[p][v];
       float *to = y + p * outputs + v * LANES;
       streams ? stream(to, r) : store(to, r);
     }
@@ -72,11 +71,11 @@ inline void forward(const float *x, int64_t x_row, const float *kernel, const fl
 constexpr int PIXELS = 7;  // at a time; those of a row's last group overlap with the group before
 
 template <int inputs, int vectors>
-void forward_row(const float *x, int64_t x_row, const float *kernel, const float *bias, bool relu, int64_t outputs,
+void forward_row(const float *x, int64_t x_row, const float *kernel, const float *bias, bool rectified, int64_t outputs,
                  int64_t width, float *y, bool streams) {
   for (int64_t column = 0; column < width; column += PIXELS) {
     const int64_t at = std::min(column, width - PIXELS);
-    forward<inputs, PIXELS, vectors>(x + at * inputs, x_row, kernel, bias, relu, outputs, y + at * outputs, streams);
+    forward<inputs, PIXELS, vectors>(x + at * inputs, x_row, kernel, bias, rectified, outputs, y + at * outputs, streams);
   }
 }
 
@@ -262,7 +261,7 @@ inline Vec load_some(const float *p, int64_t floats) {
 
 // Reads up to 16 floats beyond the image.
 template <int inputs, int outputs, int vectors>
-inline void forward_few(const float *x, int64_t x_row, const float *kernel, Vec bias, bool relu, float *y) {
+inline void forward_few(const float *x, int64_t x_row, const float *kernel, Vec bias, bool rectified, float *y) {
   constexpr int pixels = LANES / outputs;  // of a vector
   Vec sums[vectors];
 #pragma GCC unroll 8
@@ -278,21 +277,21 @@ inline void forward_few(const float *x, int64_t x_row, const float *kernel, Vec 
     }
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < vectors; v++) store(y + v * LANES, relu ? (sums[v] > 0 ? sums[v] : Vec{}) : sums[v]);
+  for (int v = 0; v < vectors; v++) store(y + v * LANES, rectified ? relu(sums[v]) : sums[v]);
 }
 
 // y (height x width x outputs) of an image with its padding and of kernels of 16 lanes.
 template <int inputs, int outputs>
-void image_of_few(const float *x, const float *kernel, Vec bias, bool relu, int64_t height, int64_t width, float *y) {
+void image_of_few(const float *x, const float *kernel, Vec bias, bool rectified, int64_t height, int64_t width, float *y) {
   constexpr int pixels = LANES / outputs, vectors = 7;
   const int64_t x_row = (width + 2) * inputs;
   for (int64_t row = 0; row < height; row++, x += x_row, y += width * outputs) {
     int64_t column = 0;
     for (; column + vectors * pixels <= width; column += vectors * pixels)
-      forward_few<inputs, outputs, vectors>(x + column * inputs, x_row, kernel, bias, relu, y + column * outputs);
+      forward_few<inputs, outputs, vectors>(x + column * inputs, x_row, kernel, bias, rectified, y + column * outputs);
     for (; column < width; column += pixels) {
       const int64_t at = std::min(column, width - pixels);
-      forward_few<inputs, outputs, 1>(x + at * inputs, x_row, kernel, bias, relu, y + at * outputs);
+      forward_few<inputs, outputs, 1>(x + at * inputs, x_row, kernel, bias, rectified, y + at * outputs);
     }
   }
 }

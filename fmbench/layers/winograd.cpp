@@ -328,7 +328,7 @@ int winograd_forward(Convolution *call) {
                                        [&](int i, int j, Vec r) {
                                          if (i >= rows || j >= columns) return;
                                          r += bias;
-                                         if (c.relu) r = r > 0 ? r : Vec{};
+                                         if (c.relu) r = relu(r);
                                          float *pixel = to + (i * tiling.y_width + j) * c.outputs;
                                          streams ? stream(pixel, r) : store(pixel, r);
                                        });

@@ -80,6 +80,15 @@ def test_equals_float64_in_all_directions(algorithm, batch, size, channels, padd
 
 
 @has_library
+@pytest.mark.parametrize("inputs, outputs", [(64, 32), (1, 32), (4, 4)])
+def test_a_relu_keeps_what_is_not_a_number(inputs, outputs):
+    """A training that diverges is stopped for its loss, which zeros would hide."""
+    x = jnp.ones((8, 18, 18, inputs)).at[0, 9, 9, 0].set(jnp.nan)
+    y = convolution(x, jnp.ones((3, 3, inputs, outputs)), None, window(1), True)
+    assert jnp.isnan(y[0, 8:11, 8:11]).all() and not jnp.isnan(y[1]).any()
+
+
+@has_library
 @pytest.mark.parametrize("module, channels", [(winograd, (64, 128)), (direct, (4, 48))])
 @pytest.mark.parametrize(
     "changes",
@@ -197,6 +206,14 @@ def test_a_channel_without_variance_is_normalised_by_epsilon_alone():
     np.testing.assert_array_equal(x_grad, 4 * (y_grad - y_grad.mean(0)))  # 2 / sqrt(0.25)
     np.testing.assert_array_equal(scale_grad, 0 * scale)
     np.testing.assert_array_equal(bias_grad, y_grad.sum(0))
+
+
+@has_library
+def test_batch_norm_keeps_what_is_not_a_number():
+    x = jnp.ones((64, 16)).at[3, 5].set(jnp.nan)
+    y, mean, variance = cpp.batch_norm(x, jnp.ones(16), jnp.ones(16), epsilon=0.25, relu=True)
+    for array in (y, mean, variance):
+        assert jnp.isnan(array[..., 5]).all() and jnp.isnan(array).sum() == array.size // 16
 
 
 @pytest.mark.parametrize(
