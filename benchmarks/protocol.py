@@ -296,7 +296,6 @@ class Worker:
         self.system = system
         self.infer_batch_size = infer_batch_size
         self.is_warm = False
-        self.warm_batch_sizes = {infer_batch_size}  # of inference
 
     def ready(self) -> dict[str, Any]:
         """What the parent learns first."""
@@ -321,7 +320,8 @@ class Worker:
             case "train":
                 return self.measure(self.system.train_step, **arguments)
             case "infer":
-                return self.infer(**arguments)
+                step = functools.partial(self.system.infer_step, arguments["batch_size"])
+                return self.measure(step, arguments["seconds"])
             case "memory":
                 return {"peak_memory_bytes": self.system.peak_memory_bytes()}
         raise ValueError(f"unknown command '{do}'")
@@ -340,19 +340,13 @@ class Worker:
         for _ in range(WARM_UP_CALLS):
             self.system.wait(step()[1])
 
-    def infer(self, seconds: float, batch_size: int) -> dict[str, Any]:
-        """Measures inference; a batch size that is new is warmed up off the clock."""
-        step = functools.partial(self.system.infer_step, batch_size)
-        if batch_size not in self.warm_batch_sizes:
-            self.warm_up(step)
-            self.warm_batch_sizes.add(batch_size)
-        return self.measure(step, seconds)
-
     def measure(self, step: Callable[[], tuple[int, Any]], seconds: float) -> dict[str, Any]:
         """Does whole steps until at least so many seconds are over.
 
-        Core-seconds are the processor time of all threads of this process.
+        Some more come before, off the clock: a batch size may be new, and the memory of a process that waited while
+        others had their turn is slow to come back. Core-seconds are the processor time of all threads of this process.
         """
+        self.warm_up(step)
         images = 0
         started: collections.deque[Any] = collections.deque()
         start, core_start = time.perf_counter(), time.process_time()

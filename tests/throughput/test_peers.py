@@ -185,6 +185,18 @@ def test_no_step_is_left_unfinished(make_job):
     assert system.calls[0] == "compile" and system.calls.count("infer") >= 2
 
 
+def test_each_turn_begins_with_steps_off_the_clock(make_job):
+    worker = protocol.Worker(system := Sleepy(protocol.Job(**make_job("mlp"))), 64)
+    worker.obey("compile")
+    for _ in range(2):
+        system.calls.clear()
+        assert worker.obey("train", seconds=0)["images"] == 5
+        assert system.calls.count("train") == protocol.WARM_UP_CALLS + 1
+    system.calls.clear()
+    assert worker.obey("infer", seconds=0, batch_size=3)["images"] == 3
+    assert system.calls.count("infer 3") == protocol.WARM_UP_CALLS + 1
+
+
 def test_end_of_input_is_a_good_end(make_job):
     assert converse(make_job("mlp"))[0] == 0
     assert protocol.serve(Sleepy, [], io.StringIO()) == 0
