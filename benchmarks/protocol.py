@@ -343,8 +343,9 @@ class Worker:
     def measure(self, step: Callable[[], tuple[int, Any]], seconds: float) -> dict[str, Any]:
         """Does whole steps until at least so many seconds are over.
 
-        Some more come before, off the clock: a batch size may be new, and the memory of a process that waited while
-        others had their turn is slow to come back. Core-seconds are the processor time of all threads of this process.
+        Some more come before, off the clock: a batch size may be new, and the memory of a process that waited
+        while others had their turn is slow to come back. Core-seconds are the processor time of all threads of this
+        process.
         """
         self.warm_up(step)
         images = 0

@@ -109,9 +109,15 @@ def _batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None, relu: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalised x, in its dtype, and the batch's mean and variance, float32."""
-    forward: Any = _forward_or_in_cpp if axis_name is None else functools.partial(_forward, axis_name=axis_name)
-    y, mean, variance = forward(x, scale, bias, epsilon=epsilon, relu=relu)
-    return y, mean, variance
+    if not _has_whole_batch(axis_name):
+        return _forward(x, scale, bias, epsilon=epsilon, relu=relu, axis_name=axis_name)
+    y, mean, variance = _forward_or_in_cpp(x, scale, bias, epsilon=epsilon, relu=relu)
+    return (y, mean, variance) if axis_name is None else (y, *jax.lax.pmean((mean, variance), axis_name))
+
+
+def _has_whole_batch(axis_name: str | None) -> bool:
+    """Whether a device has all of it, as the single one of a mapped axis does."""
+    return axis_name is None or jax.lax.psum(1, axis_name) == 1
 
 
 def _forward(
@@ -151,7 +157,8 @@ def _batch_norm_tangent(tangents, residuals, *, epsilon, axis_name, relu):
 
 
 def _batch_norm_grad(grad, residuals, *, epsilon, axis_name, relu):
-    backward: Any = _backward_or_in_cpp if axis_name is None else functools.partial(_backward, axis_name=axis_name)
+    by_axis = functools.partial(_backward, axis_name=axis_name)
+    backward: Any = _backward_or_in_cpp if _has_whole_batch(axis_name) else by_axis
     return backward(*residuals, grad, epsilon=epsilon, relu=relu)
 
 

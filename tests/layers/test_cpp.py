@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from fmbench import layers
 from fmbench.layers import alternatives, cpp, direct, onednn, winograd
 from fmbench.layers.convolution_primitives import convolution
 from fmbench.layers.onednn import Window
+from fmbench.training import parallel
 
 has_library = pytest.mark.skipif(
     onednn.library() is None or cpp.library() is None,
@@ -193,6 +195,23 @@ def test_batch_norm_has_its_gradient_and_the_derivatives_of_it(shape, dtype, exp
         results = [jax.tree.leaves((grad(x, params, plain), second(x, plain))) for plain in (False, True)]
         for actual, wanted in zip(*results, strict=True):
             np.testing.assert_allclose(actual, wanted, atol=2e-5 * float(jnp.abs(wanted).max()))
+
+
+@has_library
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_the_single_device_of_an_axis_normalises_in_cpp(num_devices):
+    """So training does on one device."""
+    mesh = parallel.make_mesh(jax.devices()[:num_devices])
+    norm = layers.BatchNorm(16, axis_name=parallel.AXIS, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(norm)
+
+    def total(x):
+        return nnx.merge(graphdef, state, copy=True)(x, train=True).sum()
+
+    step = parallel.map_over(mesh, jax.grad(total), PartitionSpec(parallel.AXIS))
+    text = jax.jit(step).lower(jnp.ones((4, 16))).as_text()
+    expected = int(num_devices == 1)
+    assert [text.count(f"batch_norm_{name}(") for name in ("forward", "backward")] == [expected, expected]
 
 
 @has_library
