@@ -344,8 +344,8 @@ class Worker:
         """Does whole steps until at least so many seconds are over.
 
         Some more come before, off the clock: a batch size may be new, and the memory of a process that waited
-        while others had their turn is slow to come back. Core-seconds are the processor time of all threads of this
-        process.
+        while others had their turn is slow to come back. Core-seconds are the processor time of all threads
+        of this process.
         """
         self.warm_up(step)
         images = 0

@@ -190,10 +190,11 @@ How many images per second the models of this repository train on and classify, 
 other systems, on one machine. Each system is a process of its own. All start from the same weights and must have
 the same number of parameters and give the same logits before they are timed; one that does not, fails, or would
 leave out a part of the step says so in its row. Then they take turns: in each round every system does two steps
-off the clock (since 2026-11-29: the memory of a process that waited is slow to come back) and trains for some seconds
-on shuffled rows of the real train set (gather, normalise, forward, backward with dropout, update) and classifies for half as long in batches of the size said, and for an eighth in batches of 1 and of 32 images, while
-the others wait; the order changes from round to round. Numbers are medians
-over the rounds with (min-max). "fmbench is" says how many times as fast fmbench in float32 is, as the ratio of
+off the clock (since 2026-11-29: the memory of a process that waited is slow to come back) and trains for some
+seconds on shuffled rows of the real train set (gather, normalise, forward, backward with dropout, update) and
+classifies for half as long in batches of the size said, and for an eighth in batches of 1 and of 32 images,
+while the others wait; the order changes from round to round. Numbers are medians over the rounds with (min-max).
+"fmbench is" says how many times as fast fmbench in float32 is, as the ratio of
 medians of the same run. Targets stand by the machine that they were measured on. Core-seconds are processor time,
 which a busy machine stretches less than wall seconds, but does; so they are compared within a run alone. In
 sections with a row of "stock Flax, oneDNN", the oneDNN within XLA, PyTorch and Keras were measured with OpenMP's
