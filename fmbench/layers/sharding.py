@@ -29,4 +29,4 @@ def vary_alike(*arrays: jax.Array) -> list[jax.Array]:
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return list(arrays)
     of_all = jnp.stack([jax.lax.stop_gradient(array).sum() for array in arrays]).sum()  # XLA removes it again
-    return [jnp.where(True, array, of_all) for array in arrays]
+    return [jnp.where(True, array, of_all.astype(array.dtype)) for array in arrays]

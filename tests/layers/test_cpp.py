@@ -214,6 +214,21 @@ def test_the_single_device_of_an_axis_normalises_in_cpp(num_devices):
     assert [text.count(f"batch_norm_{name}(") for name in ("forward", "backward")] == [expected, expected]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_over_an_axis_have_the_dtypes_of_their_arrays(dtype):
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    layer = layers.BatchNorm(16, axis_name=parallel.AXIS, dtype=dtype, rngs=nnx.Rngs(0))
+    graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
+
+    def total(x, params):
+        y = nnx.merge(graphdef, params, rest, copy=True)(layers.max_pool(x, 2), train=True, relu=True)
+        return y.astype(jnp.float32).sum()
+
+    x = jnp.ones((4, 6, 6, 16), dtype)
+    x_grad, grads = jax.jit(parallel.map_over(mesh, jax.grad(total, (0, 1))))(x, params)
+    assert x_grad.dtype == dtype and {grad.dtype.name for grad in jax.tree.leaves(grads)} == {"float32"}
+
+
 @has_library
 def test_a_channel_without_variance_is_normalised_by_epsilon_alone():
     x, y_grad = jnp.full((64, 16), 7.0), jnp.arange(1024.0).reshape(64, 16)
