@@ -218,7 +218,8 @@ def test_the_single_device_of_an_axis_normalises_in_cpp(num_devices):
 def test_gradients_over_an_axis_have_the_dtypes_of_their_arrays(dtype):
     mesh = parallel.make_mesh(jax.devices()[:1])
     layer = layers.BatchNorm(16, axis_name=parallel.AXIS, dtype=dtype, rngs=nnx.Rngs(0))
-    graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
+    split: Any = nnx.split(layer, nnx.Param, ...)
+    graphdef, params, rest = split
 
     def total(x, params):
         y = nnx.merge(graphdef, params, rest, copy=True)(layers.max_pool(x, 2), train=True, relu=True)
