@@ -10,9 +10,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from fmbench.layers import cpp
-from fmbench.layers.alternatives import with_cpp
 from fmbench.layers.convolution import Conv
-from fmbench.layers.linear import with_transpose
+from fmbench.layers.primitives import with_cpp, with_transpose
 from fmbench.layers.sharding import is_explicitly_sharded, vary_alike
 
 FEW_CHANNELS, WIDE_ROW = 16, 64  # CPUs add up rows of so few channels slowly, of so many fast

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fmbench.layers import cpp
-from fmbench.layers.alternatives import with_cpp
-from fmbench.layers.linear import with_transpose
+from fmbench.layers.primitives import with_cpp, with_transpose
 from fmbench.layers.sharding import is_explicitly_sharded
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from fmbench import layers
-from fmbench.layers import alternatives, cpp, direct, onednn, winograd
+from fmbench.layers import cpp, direct, onednn, primitives, winograd
 from fmbench.layers.convolution_primitives import convolution
 from fmbench.layers.onednn import Window
 from fmbench.training import parallel
@@ -134,7 +134,7 @@ def test_few_channels_take_rows_as_long_as_their_vectors():
     ],
 )
 def test_pooling_has_its_gradient_and_the_derivatives_of_it(shape, size, dtype, expected, monkeypatch):
-    monkeypatch.setattr(alternatives, "is_on_one_device", lambda: True)  # the suite has eight devices
+    monkeypatch.setattr(primitives, "is_on_one_device", lambda: True)  # the suite has eight devices
     rng = np.random.default_rng(0)
     x, direction = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
 
@@ -168,7 +168,7 @@ def test_pooling_has_its_gradient_and_the_derivatives_of_it(shape, size, dtype, 
 )
 @pytest.mark.parametrize("relu", [True, False])
 def test_batch_norm_has_its_gradient_and_the_derivatives_of_it(shape, dtype, expected, relu, monkeypatch):
-    monkeypatch.setattr(alternatives, "is_on_one_device", lambda: True)
+    monkeypatch.setattr(primitives, "is_on_one_device", lambda: True)
     rng = np.random.default_rng(0)
     x, y_grad, direction = (jnp.asarray(0.3 + rng.standard_normal(shape), dtype) for _ in range(3))
     layer = layers.BatchNorm(shape[-1], epsilon=1e-3, rngs=nnx.Rngs(0), dtype=dtype)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fmbench.layers import BatchNorm, Conv, Dropout, alternatives, max_pool
+from fmbench.layers import BatchNorm, Conv, Dropout, max_pool, primitives
 from fmbench.models import split_model
 from fmbench.training import parallel
 
@@ -22,7 +22,7 @@ def stock_max_pool(x, size):
 @pytest.mark.parametrize("ties", ["none", "background", "all", "negative", "NaN"])
 @pytest.mark.parametrize("in_cpp", [False, True])  # the suite has eight devices, over which it is not
 def test_max_pool_equals_xla_in_value_and_gradient(shape, size, ties, in_cpp, monkeypatch):
-    monkeypatch.setattr(alternatives, "is_on_one_device", lambda: in_cpp)
+    monkeypatch.setattr(primitives, "is_on_one_device", lambda: in_cpp)
     rng = np.random.default_rng(0)
     x = rng.standard_normal(shape).astype(np.float32)
     if ties == "background":  # as after a ReLU: half of all values are equal

@@ -198,12 +198,13 @@ def test_after_its_last_line_a_command_is_not_disturbed():
 )
 def test_a_terminals_ctrl_c_at_any_moment(tmp_path, name):
     """The whole group of processes gets it; of those that a command starts none says a word."""
-    small = ["--config.data.source=sample", "--config.num_epochs=1000"]
+    sample = ["--config.data.source=sample", "--config.num_epochs=1000"]
+    small = [*sample, "--config.batch_size=80"]
     words = {
         "main": ["--config=mlp", *small, f"--workdir={tmp_path}/w", f"--results_dir={tmp_path}/r"],
         "sweep": [
             "--config=mlp",
-            *small,
+            *sample,
             "--config.data.split=default",
             "--grid=batch_size=8",
             f"--out={tmp_path}/s",
