@@ -124,7 +124,7 @@ def test_the_predicted_cost_of_the_speed_record_for_accelerators():
         graphdef=graphdef,
         tx=tx,
         batch_size=config.batch_size,
-        num_examples=60_000,
+        num_examples=config.batch_size,
         normalization=config.data.normalization,
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
