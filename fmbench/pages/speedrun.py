@@ -31,7 +31,7 @@ LEVEL = 0.01  # of the test that a record must pass
 SEEDS_NEEDED = {94: 10}
 SEEDS_NEEDED_ELSEWHERE = 5
 NEEDS_AN_ACCELERATOR = "speedrun-96"
-PREDICTED_PFLOP_96 = 374  # of a seed's training, as XLA counts them
+PREDICTED_PFLOP_96 = 375  # of a seed's training, as XLA counts them
 H100_FLOPS = 989e12  # per second: its peak, bfloat16, dense
 LEAST_VGG_LIKE_PER_94, MOST_95_PER_94 = 30.0, 6.0  # core-seconds
 
