@@ -171,7 +171,7 @@ def test_lines_stand_by_target_and_core_seconds_and_misses_stay():
 def test_the_recipe_for_accelerators_is_not_run_until_it_is():
     not_run = (
         "[speedrun-96](../configs/speedrun.py): not run here, needs an accelerator. **Predicted**, not measured: "
-        "374 PFLOP a seed, 19 minutes on an H100 at a third of its 989 TFLOP/s "
+        "375 PFLOP a seed, 19 minutes on an H100 at a third of its 989 TFLOP/s "
         "([how](../docs/speedrun.md))."
     )
     shortened = recipe("speedrun-96+num_epochs=1", 12)
