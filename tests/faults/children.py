@@ -128,7 +128,7 @@ def start(
     *args: str,
     env: Mapping[str, str],
     limits: Mapping[str, int] | None = None,
-    uid: int | None = None,
+    obedient: bool = False,
     die: dict[str, Any] | None = None,
     small_data: bool = False,
     clock: dict[str, Any] | None = None,
@@ -144,7 +144,7 @@ def start(
         module: Or the path of a script.
         env: All of its environment.
         limits: By their names in `resource`, like RLIMIT_FSIZE.
-        uid: The user it becomes.
+        obedient: Whether permissions bind it, even if it is root.
         die: Arguments of `zygote.die_at_file_operation`.
         small_data: Whether the sample passes for the whole data set.
         clock: Arguments of `zygote.set_clock`.
@@ -161,13 +161,13 @@ def start(
             "cwd": str(folder),
             "env": dict(env),
             "limits": dict(limits or {}),
-            "uid": uid,
+            "obedient": obedient,
             "die": die,
             "small_data": small_data,
             "clock": clock,
         }
         return Child(warm.start(request), out, err, warm.reap)
-    if limits or uid is not None or die or small_data or clock:
+    if limits or obedient or die or small_data or clock:
         raise ValueError("only forked commands can be limited, deceived, or made to die")
     with open(stdin, "rb") as source, open(stdout or out, "ab") as sink, err.open("ab") as complaints:  # noqa: PTH123
         process = subprocess.Popen(

@@ -25,12 +25,10 @@ from scene import (
     trouble,
 )
 
-NOBODY = 65534
-
 
 @cache
 def not_root() -> str:
-    return "" if os.getuid() == 0 else "only root may mount a file system, or become another user"
+    return "" if os.getuid() == 0 else "only root may mount a file system"
 
 
 @contextmanager
@@ -147,11 +145,9 @@ def full_output(scene: Scene, case: str) -> Verdict:
 
 
 def forbidden(scene: Scene, case: str) -> Verdict:
-    """Another user than root, who has no right to something."""
+    """A user who has no right to something."""
     scene.copy(scene.references.half)
     reader = scene.references.finished / "work"
-    for path in [scene.folder, *scene.folder.rglob("*")]:
-        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
     cache_folder = scene.folder / "home" / "cache"
     scene.env["FMBENCH_CACHE"] = str(cache_folder)
     work = scene.folder / "work"
@@ -191,21 +187,16 @@ def forbidden(scene: Scene, case: str) -> Verdict:
             flags = []
     if target.stat().st_mode & 0o700:
         target.chmod(0o500 if target.is_dir() else 0o400)
-    mode = target.stat().st_mode
-    os.chown(target, 0, 0)
-    target.chmod(mode | (0o055 if mode & 0o400 else 0))
     if flags:
-        result = scene.run("fmbench.main", *flags, uid=NOBODY)
+        result = scene.run("fmbench.main", *flags, obedient=True)
         if result.code == 0:  # it could do without
             return compare(scene.folder, scene.references.finished)
     else:
-        result = scene.run("fmbench.predict", f"--model={target}", scene.references.picture, uid=NOBODY)
+        result = scene.run("fmbench.predict", f"--model={target}", scene.references.picture, obedient=True)
     verdict = refused(result)
     if verdict.outcome != "survived" or not flags:
         return verdict
-    for path in [scene.folder, *scene.folder.rglob("*")]:
-        os.chown(path, 0, 0, follow_symlinks=False)
-        path.chmod(0o755)
+    target.chmod(0o755)
     return goes_on(scene, NUM_EPOCHS - 2)._replace(detail=verdict.detail)
 
 
@@ -265,6 +256,5 @@ KINDS = [
             "model.json not readable",
         ),
         forbidden,
-        not_root,
     ),
 ]

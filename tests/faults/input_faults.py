@@ -279,6 +279,8 @@ def predicted(scene: Scene, path: Path, expected: str, name: str | None = None, 
         return wrong
     lines = result.out.splitlines()
     if result.code != 2:
+        if not lines:
+            return Verdict("lost", f"the good picture beside it is not predicted: {result.last_line}")
         here, there = json.loads(lines[0]), json.loads(alone.out)
         # Sums of two rows may be rounded otherwise than those of one.
         if here["label"] != there["label"] or abs(here["probability"] - there["probability"]) > 1e-5:
@@ -322,13 +324,7 @@ def place(scene: Scene, case: str) -> Verdict:
         case "a file without rights":
             shutil.copy(good, path)
             path.chmod(0)
-            if os.getuid() == 0:
-                for one in (scene.folder, folder):
-                    one.chmod(0o777)
-                scene.env["FMBENCH_CACHE"] = str(scene.folder / "cache")
-                (scene.folder / "cache").mkdir(mode=0o777)
-                (scene.folder / "cache").chmod(0o777)
-                return predicted(scene, path, "refused", uid=65534)
+            return predicted(scene, path, "refused", obedient=True)
         case "a name of two lines":
             path = folder / "x\nfake.png: label 1, Trouser 100.0%.png"
             shutil.copy(good, path)
