@@ -147,22 +147,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "another picture is being looked at; try again")
         else:
             try:
-                self._classify(int(length))
-            finally:
+                status, told = self._classify(int(length))
+            finally:  # and before the answer: whoever has it may send the next picture
                 self.server.one_picture.release()
+            self._tell(status, told)
 
-    def _classify(self, length: int) -> None:
+    def _classify(self, length: int) -> tuple[HTTPStatus, dict[str, Any]]:
         picture = self._read(length)
         if len(picture) < length:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the picture did not arrive within {MOST_SECONDS} seconds")
-            return
+            late = f"the picture did not arrive within {MOST_SECONDS} seconds"
+            return HTTPStatus.REQUEST_TIMEOUT, {"error": late}
         try:
             image = photos.read_image(io.BytesIO(picture))
-            told = answer(self.server.model, self.server.description, image)
+            return HTTPStatus.OK, answer(self.server.model, self.server.description, image)
         except UserError as error:
-            self._refuse(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-            return
-        self._send(HTTPStatus.OK, "application/json", json.dumps(told).encode())
+            return HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)}
 
     def _is_foreign(self) -> bool:
         """Whether another site's page asks, or one that took the address of this machine for its name."""
@@ -180,7 +179,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return content.getvalue()
 
     def _refuse(self, status: HTTPStatus, why: str) -> None:
-        self._send(status, "application/json", json.dumps({"error": why}).encode())
+        self._tell(status, {"error": why})
+
+    def _tell(self, status: HTTPStatus, told: dict[str, Any]) -> None:
+        self._send(status, "application/json", json.dumps(told).encode())
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         self.send_response(status)

@@ -172,6 +172,20 @@ def test_a_picture_at_a_time_and_none_for_ever(server, monkeypatch):
     assert ask(server, "POST", "/classify", b"garbage")[0] == 422
 
 
+def test_whoever_has_an_answer_may_send_the_next_picture(server, monkeypatch):
+    taken, send = [], serve._Handler._send
+
+    def look_and_send(handler, *args):
+        taken.append(server.one_picture.locked())
+        send(handler, *args)
+
+    monkeypatch.setattr(serve._Handler, "_send", look_and_send)
+    statuses = [
+        ask(server, "POST", "/classify", body)[0] for body in (png(np.eye(28, dtype=np.uint8)), b"garbage")
+    ]
+    assert (statuses, taken) == ([200, 422], [False, False])
+
+
 def test_only_loopback_listens(server):
     assert server.server_address[0] == "127.0.0.1"
 
