@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 from fmbench import entries
@@ -69,6 +70,7 @@ def _use(parts: list[str], overrides: dict[str, str], minutes: float, results_di
     arguments = (sender, chosen, overrides, results_dir, deadline, "check" in parts)
     child = spawn.Process(target=suite.run_in_child, args=arguments)
     stopping = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: child.terminate()}
+    resource_tracker.ensure_running()  # in `child.start`, where it may unblock signals, it would do so too early
     with interrupt.blocked():
         child.start()
         previous = {signum: signal.signal(signum, handler) for signum, handler in stopping.items()}

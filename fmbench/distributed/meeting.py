@@ -57,6 +57,9 @@ def joined(place: Place, identity: Callable[[], Mapping[str, Any]]) -> Iterator[
     meeting = Team()
     with filtered_streams() as drain:
         try:
+            from fmbench.system import runtime
+
+            runtime.keep_freed_memory()  # the team has threads
             address, index, size, local_device_ids = _find(place)
             deadline = time.monotonic() + place.timeout
             meeting, port = _meet(address, index, size, place.timeout, deadline)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fmbench.errors import UserError
@@ -73,6 +74,14 @@ def my_part(batch_size: int) -> jax.Array:
     """Within a step: the places in the global batch of this device's examples, int32 (batch_size / devices,)."""
     size = batch_size // jax.lax.axis_size(AXIS)
     return jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+
+
+def mean(tree: Any) -> Any:
+    """Within a step: the mean over the devices of each leaf, in one collective for all."""
+    if jax.lax.axis_size(AXIS) == 1:
+        return tree
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.lax.pmean(flat, AXIS))
 
 
 def loops_on_devices(steps_per_call: int) -> bool:

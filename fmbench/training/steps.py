@@ -97,7 +97,7 @@ def train_step(
 
     (loss, (losses, logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     accuracy = (logits.argmax(axis=-1) == label).mean()
-    grads, metrics = jax.lax.pmean((grads, {"loss": loss, "accuracy": accuracy}), AXIS)
+    grads, metrics = parallel.mean((grads, {"loss": loss, "accuracy": accuracy}))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average

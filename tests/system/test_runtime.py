@@ -39,3 +39,13 @@ def test_freed_memory_is_kept(call, keeps):
 def test_without_glibc_nothing_happens(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     runtime.keep_freed_memory()
+
+
+def test_processes_that_train_together_say_so_before_they_have_threads():
+    code = (
+        "import os; from fmbench.distributed import meeting; from fmbench.system import runtime\n"
+        "runtime.keep_freed_memory = lambda: print('threads:', len(os.listdir('/proc/self/task')), flush=True)\n"
+        "with meeting.joined(meeting.Place('127.0.0.1:1', 2, 0, 1.0), dict): pass"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "threads: 1\n", done.stderr

@@ -14,6 +14,7 @@ from fmbench import config as config_lib
 from fmbench.data import fashion_mnist
 from fmbench.errors import UserError
 from fmbench.models import split_model
+from fmbench.studies.compiled_step import COLLECTIVE
 from fmbench.training import augment, input_pipeline, parallel, steps
 from fmbench.training.optimizer import make_optimizer
 
@@ -110,6 +111,17 @@ def test_jit_and_pmap_on_one_and_eight_devices_give_the_same_numbers(make_config
         ):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-5, err_msg=where)
         np.testing.assert_allclose(other_evaluation.loss, evaluation.loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_devices_add_up_all_gradients_in_one_collective_of_one_array(make_config, mode):
+    # In a collective of several arrays gloo's processes wait for each other once for each of them.
+    *_, programs, _ = set_up(make_config("configs/mlp.py", batch_size=48, parallel=mode), 2)
+    run = programs[1].run
+    program = getattr(run, "func", run)
+    (collective,) = filter(None, map(COLLECTIVE.match, program.as_text().splitlines()))
+    assert collective["kind"] == "all-reduce"
+    assert collective["type"] == f"f32[{384_854 + 2}]{{0}}"  # all parameters, loss and accuracy
 
 
 def test_several_steps_per_call_do_what_single_steps_do(make_config):
