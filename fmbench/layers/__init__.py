@@ -8,7 +8,7 @@ and one that is exported, holds XLA's alone.
 JAX's settings stay as they are, that of asynchronous dispatch among them.
 """
 
-from fmbench.layers.batch_norm import BatchNorm
+from fmbench.layers.batch_norm import BatchNorm, conv_batch_norm
 from fmbench.layers.convolution import Conv, convolves_in_onednn, describe_convolutions
 from fmbench.layers.dropout import Dropout, random_words
 from fmbench.layers.pooling import flatten, max_pool
@@ -17,6 +17,7 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "Dropout",
+    "conv_batch_norm",
     "convolves_in_onednn",
     "describe_convolutions",
     "flatten",

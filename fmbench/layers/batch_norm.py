@@ -70,20 +70,6 @@ class BatchNorm(nnx.BatchNorm):
             running[...] = jax.lax.stop_gradient(self.momentum * running[...] + (1 - self.momentum) * batch)
         return y
 
-    def after(self, conv: Conv, x: jax.Array, *, train: bool, relu: bool = False) -> jax.Array:
-        """`self(conv(x), train=train, relu=relu)`; in inference one convolution, where a library has those.
-
-        The running statistics are then a part of the convolution's kernel and bias, and y is written once. For a
-        single image the kernel would be the larger of both.
-        """
-        plain = self.axis in (-1, x.ndim - 1) and len(x) > 1
-        if not train and plain and self.scale is not None and self.bias is not None:
-            factor = jax.lax.rsqrt(self.var[...] + self.epsilon) * self.scale[...]
-            y = conv.scaled(x, factor, self.bias[...] - self.mean[...] * factor, relu=relu)
-            if y is not None:
-                return y
-        return self(conv(x), train=train, relu=relu)
-
     def _plain_arrays(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array] | None:
         """x, scale and bias as our gradient takes them, or None if the layer or x is of another kind."""
         if self.scale is None or self.bias is None or x.ndim < 2 or x.size == 0 or is_explicitly_sharded(x):
@@ -101,6 +87,21 @@ class BatchNorm(nnx.BatchNorm):
         arrays = x, self.mean[...], self.var[...], self.scale[...], self.bias[...]  # all have a say in the dtype
         x, *_, scale, bias = self.promote_dtype(arrays, dtype=self.dtype)
         return (x, scale, bias) if x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16) else None
+
+
+def conv_batch_norm(conv: Conv, norm: BatchNorm, x: jax.Array, *, train: bool, relu: bool = False) -> jax.Array:
+    """`norm(conv(x), train=train, relu=relu)`; in inference one convolution, where a library has those.
+
+    The running statistics are then a part of the convolution's kernel and bias, and y is written once. For a
+    single image the kernel would be the larger of both.
+    """
+    plain = norm.axis in (-1, x.ndim - 1) and len(x) > 1
+    if not train and plain and norm.scale is not None and norm.bias is not None:
+        factor = jax.lax.rsqrt(norm.var[...] + norm.epsilon) * norm.scale[...]
+        y = conv.scaled(x, factor, norm.bias[...] - norm.mean[...] * factor, relu=relu)
+        if y is not None:
+            return y
+    return norm(conv(x), train=train, relu=relu)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from fmbench.layers import BatchNorm, Conv
+from fmbench.layers import BatchNorm, Conv, conv_batch_norm
 
 HE_NORMAL = nnx.initializers.he_normal()
 
@@ -47,10 +47,10 @@ class BasicBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(batch, height, width, inputs) -> (batch, height / strides, width / strides, outputs)."""
-        y = self.norm1.after(self.conv1, x, train=train, relu=True)
-        y = self.norm2.after(self.conv2, y, train=train)
+        y = conv_batch_norm(self.conv1, self.norm1, x, train=train, relu=True)
+        y = conv_batch_norm(self.conv2, self.norm2, y, train=train)
         if self.projection and self.projection_norm:
-            shortcut = self.projection_norm.after(self.projection, x, train=train)
+            shortcut = conv_batch_norm(self.projection, self.projection_norm, x, train=train)
         else:
             # Option A: subsample, and fill the new channels with zeros.
             shortcut = x[:, :: self.strides, :: self.strides, :]
@@ -96,7 +96,7 @@ class ResNet(nnx.Module):
     def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
         del rngs  # nothing here is random
-        x = self.stem_norm.after(self.stem, images, train=train, relu=True)
+        x = conv_batch_norm(self.stem, self.stem_norm, images, train=train, relu=True)
         for block in self.blocks:
             x = block(x, train=train)
         return self.head(x.mean(axis=(1, 2)))
@@ -129,7 +129,7 @@ class ResNet18(nnx.Module):
     def __call__(self, images: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
         del rngs  # nothing here is random
-        x = self.stem_norm.after(self.stem, images, train=train, relu=True)
+        x = conv_batch_norm(self.stem, self.stem_norm, images, train=train, relu=True)
         for block in self.blocks:
             x = block(x, train=train)
         return self.head(x.mean(axis=(1, 2)))

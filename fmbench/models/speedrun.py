@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from fmbench.layers import BatchNorm, Conv, max_pool
+from fmbench.layers import BatchNorm, Conv, conv_batch_norm, max_pool
 
 
 class Speedrun(nnx.Module):
@@ -66,11 +66,11 @@ class Speedrun(nnx.Module):
         """(batch, 28, 28, 1) -> logits (batch, 10)."""
         del rngs  # nothing here is random
         x = self.norm1(max_pool(self.conv1(self.stem(images, train=train)), 2), train=train, relu=True)
-        x = self.norm2.after(self.conv2, x, train=train, relu=True)
+        x = conv_batch_norm(self.conv2, self.norm2, x, train=train, relu=True)
         x = self.norm3(max_pool(self.conv3(x), 2), train=train, relu=True)
-        x = self.norm4.after(self.conv4, x, train=train, relu=True)
-        x = self.norm5.after(self.conv5, max_pool(x, 2), train=train, relu=True)
-        x = x + self.norm6.after(self.conv6, x, train=train, relu=True)
+        x = conv_batch_norm(self.conv4, self.norm4, x, train=train, relu=True)
+        x = conv_batch_norm(self.conv5, self.norm5, max_pool(x, 2), train=train, relu=True)
+        x = x + conv_batch_norm(self.conv6, self.norm6, x, train=train, relu=True)
         return self.head(x.max(axis=(1, 2)))
 
 
@@ -90,6 +90,6 @@ class Stem(nnx.Module):
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """(batch, 28, 28, 1) -> (batch, 28, 28, width)."""
-        x = self.norm1.after(self.conv1, images, train=train, relu=True)
-        y = self.norm2.after(self.conv2, x, train=train, relu=True)
-        return x + self.norm3.after(self.conv3, y, train=train, relu=True)
+        x = conv_batch_norm(self.conv1, self.norm1, images, train=train, relu=True)
+        y = conv_batch_norm(self.conv2, self.norm2, x, train=train, relu=True)
+        return x + conv_batch_norm(self.conv3, self.norm3, y, train=train, relu=True)

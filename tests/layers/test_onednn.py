@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from fmbench import layers
-from fmbench.layers import Conv, convolution, onednn, winograd
+from fmbench.layers import Conv, conv_batch_norm, convolution, onednn, winograd
 from fmbench.layers.onednn import Window
 from fmbench.models import MODELS
 from fmbench.records import store
@@ -325,7 +325,7 @@ def test_inference_has_a_batch_norm_in_its_convolution(use_bias, relu):
 
     def after(state, x, train):
         conv, norm = nnx.merge(graphdef, state, copy=True)
-        return norm.after(conv, x, train=train, relu=relu)
+        return conv_batch_norm(conv, norm, x, train=train, relu=relu)
 
     def in_turn(state, x, train):
         conv, norm = nnx.merge(graphdef, state, copy=True)
