@@ -141,6 +141,14 @@ def test_help_and_summary(run_main):
     assert "\x1b" not in summary.stdout
 
 
+@pytest.mark.parametrize("spec", ["speedrun:94", "resnet:8"])
+def test_a_summary_shows_convolutions_and_their_batch_norms(run_main, spec):
+    # Flax calls public methods with what stands for arrays, and can't if one of them is given a layer.
+    summary = run_main(f"--config={spec}", "--summary")
+    assert summary.returncode == 0, summary.stderr
+    assert all(name in summary.stdout for name in ("stem", "conv1", "norm1", "Total Parameters"))
+
+
 @pytest.mark.parametrize("split", ["all", "default"])
 def test_a_loss_that_is_infinite_only_in_evaluation_diverges_too(run_main, tmp_path, split):
     # One step is finite, its update is not.

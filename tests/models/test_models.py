@@ -119,15 +119,6 @@ def test_logits(name, arguments, dtype):
     assert np.array_equal(plain, training) == (not is_other)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_flax_can_tabulate_every_net(name):
-    """It calls public methods with what stands for arrays, and cannot if one is given a layer."""
-    arguments = SMALLER.get(name, next(arguments for known, arguments in SIZES if known == name))
-    shape = (dict(arguments)["num_features"],) if name == "transfer_head" else (28, 28, 1)
-    model = MODELS[name](rngs=nnx.Rngs(0), **dict(arguments))
-    assert "Total Parameters" in nnx.tabulate(model, jnp.zeros((1, *shape)))
-
-
 def test_keras_batch_norm_constants():
     model = nnx.eval_shape(lambda: CNN4(rngs=nnx.Rngs(0)))
     assert (model.norm1.momentum, model.norm1.epsilon) == (0.99, 1e-3)
