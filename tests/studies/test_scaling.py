@@ -94,7 +94,7 @@ def test_a_real_step_adds_up_every_gradient_and_shares_the_work():
     alone, two = (compiled_step.compile_for(flags, devices, 480) for devices in (1, 2))
     assert two.collectives == (Collective("all-reduce", 4 * (384_854 + 2), 1),)  # gradients, loss, accuracy
     assert two.num_train == 480
-    assert 0.5 < two.flops / alone.flops < 0.52  # Adam is every device's own; XLA counts the array of gradients
+    assert 0.5 < two.flops / alone.flops < 0.51  # Adam is every device's own
     assert 6 * 480 * 382_976 * 0.66 < alone.flops < 6 * 480 * 400_000  # the first layer's inputs need no gradient
     assert 0 < two.temporary_bytes < alone.temporary_bytes
     images, state = 785 + 3, 3 * 4 * 384_854
