@@ -152,8 +152,9 @@ def test_layouts_give_what_one_process_gives(start_several, run_main, tmp_path, 
     By small steps of SGD: Adam's first divides noise by noise. Where a ReLU or a pooling has a kink within
     rounding, which cnn4 has now and then, gradients still differ.
     """
-    sgd = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e-4")
-    flags = (f"--config=configs/{net}.py", "--config.num_epochs=1", *sgd, *SAMPLE)
+    rate = 1e-5 if net == "cnn4" else 0.01
+    sgd = ("--config.optimizer.name=sgd", f"--config.optimizer.learning_rate={rate}")
+    flags = (f"--config=configs/{net}.py", "--config.num_epochs=2", *sgd, *SAMPLE)
     results = end(
         start_several(size, *flags, f"--config.parallel={mode}", *folders(tmp_path / "several"), devices=devices)
     )
