@@ -1,7 +1,7 @@
 // Batch norm in float32, forward and backward, with the ReLU that may follow.
 //
 // Each is two passes over the arrays: the sums over the batch, then what is made of them. Sums are of floats within some
-// kilobytes and of doubles beyond. Where channels are fewer than the 16 of a vector, a row here is several pixels.
+// kilobytes and of doubles beyond. Where channels are fewer than a vector's, a row here is several pixels.
 
 #include "convolution.h"
 
@@ -25,7 +25,7 @@ struct Shape {
   }
 };
 
-// `of` (vectors x 16) of `vectors` * 16 columns of some rows; terms(i, sums) adds two vectors of what lies at x + i.
+// The sums over some rows of `vectors` of columns; terms(i, sums) adds two vectors of what lies at x + i.
 template <int vectors, class Terms>
 inline void add_columns(int64_t first, int64_t rows, int64_t width, double *totals, Terms terms) {
   constexpr int together = 4 / vectors;  // rows, for as many sums at a time as addition takes

@@ -1,4 +1,4 @@
-// What the convolutions in C++ share: a call, vectors of 16 floats (the compiler's own; with AVX-512 one register), memory.
+// What the layers in C++ share: a call, vectors (the compiler's own) as long as a register, memory.
 
 #pragma once
 
@@ -12,7 +12,13 @@
 #include <cstring>
 #include <immintrin.h>
 
-typedef float Vec __attribute__((vector_size(64), aligned(4)));
+#ifdef __AVX512F__
+constexpr int LANES = 16, REGISTERS = 32;  // floats of a vector, vectors at hand
+#else
+constexpr int LANES = 8, REGISTERS = 16;
+#endif
+
+typedef float Vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4)));
 
 extern "C" struct Convolution {
   int64_t batch, height, width, inputs, outputs, padding, relu, threads;  // threads: 0 for as many as OpenMP has
@@ -26,15 +32,17 @@ extern "C" inline __attribute__((used)) int place(float **array, float *where) {
   return 0;
 }
 
-constexpr int LANES = 16;
-
 inline Vec load(const float *p) { return *(const Vec *)p; }
 inline void store(float *p, Vec v) { *(Vec *)p = v; }
 
 inline Vec relu(Vec v) { return v < 0 ? Vec{} : v; }  // NaN stays NaN
 
 inline void stream(float *p, Vec v) {  // past the caches, which the results need not be in
+#ifdef __AVX512F__
   _mm512_stream_ps(p, (__m512)v);
+#else
+  _mm256_stream_ps(p, (__m256)v);
+#endif
 }
 
 inline void after_streams() { _mm_sfence(); }

@@ -1,7 +1,8 @@
 """What is in C++ beside this file, as XLA custom calls: convolutions of 3 x 3, max-pooling's gradient, batch norm.
 
-It is built at first use, by the C++ compiler at hand, for this processor, and kept in the cache. Arrays are NHWC,
-kernels HWIO, all float32; strides of convolutions are 1, and padding is the same on all sides.
+It is built at first use, by the C++ compiler at hand, for this processor, which has AVX-512 or AVX2, and kept in
+the cache. Arrays are NHWC, kernels HWIO, all float32; strides of convolutions are 1, and padding is the same on
+all sides.
 """
 
 import ctypes
@@ -27,7 +28,7 @@ SOURCES = [Path(__file__).with_name(f"{name}.cpp") for name in ("winograd", "dir
 HEADER = Path(__file__).with_name("convolution.h")
 OPTIONS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 ARRAYS = "x", "kernel", "bias", "y"  # of a convolution
-LANES = 16  # floats of a vector
+LANES = 16  # floats of the longest vector
 WINDOWS = 2, 3  # sides of those that pooling.cpp has code for
 
 
@@ -87,8 +88,9 @@ def why_not() -> str:
 @onednn.once
 def _load() -> _Built:
     processor = _processor()
-    if "avx512f" not in processor.split():  # without it the registers are too few and too short
-        return _Built(None, "", "no AVX-512")
+    flags = set(processor.split())
+    if "avx512f" not in flags and not {"avx2", "fma"} <= flags:  # the vectors of convolution.h
+        return _Built(None, "", "neither AVX-512 nor AVX2 with FMA")
     if onednn.library() is None:  # nor can XLA call this one, then
         return _Built(None, "", "no oneDNN")
     command = os.environ.get("CXX") or "g++"

@@ -1,8 +1,8 @@
 // Convolutions of 3 x 3 in float32 from few channels, with both gradients, by their definition.
 //
 // Images are NHWC, kernels HWIO, strides 1, the same padding on all sides. Of y and of its gradient, which are the large
-// arrays here, all is read or written once; the vectors are 16 outputs of a pixel, or of 4 or 2 pixels that have 4 or 8
-// outputs each. Padding is the zeros around a copy of an image, made by each thread as it comes to it.
+// arrays here, all is read or written once; a vector has outputs of one pixel, or all 4 or 8
+// outputs of several. Padding is the zeros around a copy of an image, made by each thread as it comes to it.
 
 #include "convolution.h"
 
@@ -35,7 +35,7 @@ const float *padded(const float *image, int64_t height, int64_t width, int64_t c
   return copy;
 }
 
-// `pixels` of y in a row, 16 * `vectors` outputs of each.
+// `pixels` of y in a row, `vectors` of outputs of each.
 template <int inputs, int pixels, int vectors>
 inline void forward(const float *x, int64_t x_row, const float *kernel, const float *bias, bool rectified, int64_t outputs,
                     float *y, bool streams) {
@@ -68,7 +68,7 @@ inline void forward(const float *x, int64_t x_row, const float *kernel, const fl
     }
 }
 
-constexpr int PIXELS = 7;  // at a time; those of a row's last group overlap with the group before
+constexpr int PIXELS = LANES == 16 ? 7 : 6;  // at a time; those of a row's last group overlap with the group before
 
 template <int inputs, int vectors>
 void forward_row(const float *x, int64_t x_row, const float *kernel, const float *bias, bool rectified, int64_t outputs,
@@ -104,7 +104,7 @@ void forward_all(const Convolution &c) {
   }
 }
 
-// sum (PLACES x 16 * vectors, inputs * outputs apart) += x^T dy over some rows of an image, of one input.
+// sum (PLACES x `vectors`, inputs * outputs apart) += x^T dy over some rows of an image, of one input.
 template <int inputs, int vectors>
 void add_rows(const float *x, int64_t x_row, const float *dy, int64_t outputs, int64_t rows, int64_t width, float *sum) {
   Vec sums[PLACES][vectors];
@@ -131,6 +131,7 @@ void add_rows(const float *x, int64_t x_row, const float *dy, int64_t outputs, i
 }
 
 constexpr int64_t ROWS_IN_L1 = 4;
+constexpr int MOST = REGISTERS / 16;  // vectors of outputs at a time, each with a sum for each place
 
 template <int inputs>
 void kernel_grad_all(const Convolution &c) {
@@ -154,8 +155,8 @@ void kernel_grad_all(const Convolution &c) {
         const float *x_row = x + row * shape.width * inputs, *dy_row = dy + row * shape.y_width * c.outputs;
         for (int input = 0; input < inputs; input++) {
           int64_t output = 0;
-          for (; output + LANES < c.outputs; output += 2 * LANES)
-            add_rows<inputs, 2>(x_row + input, shape.width * inputs, dy_row + output, c.outputs, rows, shape.y_width,
+          for (; output + (MOST - 1) * LANES < c.outputs; output += MOST * LANES)
+            add_rows<inputs, MOST>(x_row + input, shape.width * inputs, dy_row + output, c.outputs, rows, shape.y_width,
                                 sum + input * c.outputs + output);
           if (output < c.outputs)
             add_rows<inputs, 1>(x_row + input, shape.width * inputs, dy_row + output, c.outputs, rows, shape.y_width,
@@ -182,8 +183,9 @@ void kernel_grad_all(const Convolution &c) {
   }
 }
 
-// The sums of 16 vectors, each over its lanes.
+// The sums of as many vectors as there are lanes, each over its own.
 inline Vec sums_of(const Vec *v) {
+#ifdef __AVX512F__
   Vec pairs[8], fours[4], eights[2];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; i++) {
@@ -201,6 +203,14 @@ inline Vec sums_of(const Vec *v) {
   };
   eights[0] = halves(fours[0], fours[1]), eights[1] = halves(fours[2], fours[3]);
   return halves(eights[0], eights[1]);
+#else
+  auto fours = [](const Vec *v) {  // of each half of four vectors
+    const __m256 p = _mm256_hadd_ps((__m256)v[0], (__m256)v[1]), q = _mm256_hadd_ps((__m256)v[2], (__m256)v[3]);
+    return _mm256_hadd_ps(p, q);
+  };
+  const __m256 p = fours(v), q = fours(v + 4);
+  return (Vec)_mm256_permute2f128_ps(p, q, 0x20) + (Vec)_mm256_permute2f128_ps(p, q, 0x31);
+#endif
 }
 
 template <int inputs>
@@ -244,22 +254,35 @@ void input_grad_all(const Convolution &c) {
 
 // Few outputs: a vector has those of several pixels.
 
+typedef int32_t Lanes __attribute__((vector_size(LANES * sizeof(int32_t))));
+
 // What all of them have of one input: lane -> pixel * inputs + input.
 template <int inputs, int outputs>
-inline __m512i lanes_of(int input) {
-  int32_t lanes[LANES];
+inline Lanes lanes_of(int input) {
+  Lanes lanes;
   for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane / outputs * inputs + input;
-  return _mm512_loadu_si512(lanes);
+  return lanes;
 }
 
-inline Vec permuted(__m512i lanes, Vec v) { return (Vec)_mm512_permutexvar_ps(lanes, (__m512)v); }
+inline Vec permuted(Lanes lanes, Vec v) {
+#ifdef __AVX512F__
+  return (Vec)_mm512_permutexvar_ps((__m512i)lanes, (__m512)v);
+#else
+  return __builtin_shuffle(v, lanes);  // lanes are constants, for which the compiler knows better
+#endif
+}
 
-// The first of `floats`, and zeros where there are fewer than 16.
+// The first of `floats`, and zeros where there are fewer than a vector's.
 inline Vec load_some(const float *p, int64_t floats) {
+#ifdef __AVX512F__
   return (Vec)_mm512_maskz_loadu_ps(floats < LANES ? (1u << floats) - 1 : 0xffff, p);
+#else
+  const Lanes places = {0, 1, 2, 3, 4, 5, 6, 7};
+  return (Vec)_mm256_maskload_ps(p, (__m256i)(places < (int32_t)std::min<int64_t>(floats, LANES)));
+#endif
 }
 
-// Reads up to 16 floats beyond the image.
+// Reads up to a vector beyond the image.
 template <int inputs, int outputs, int vectors>
 inline void forward_few(const float *x, int64_t x_row, const float *kernel, Vec bias, bool rectified, float *y) {
   constexpr int pixels = LANES / outputs;  // of a vector
@@ -271,7 +294,7 @@ inline void forward_few(const float *x, int64_t x_row, const float *kernel, Vec 
 #pragma GCC unroll 8
     for (int input = 0; input < inputs; input++) {
       const Vec k = load(kernel + (place * inputs + input) * LANES);
-      const __m512i lanes = lanes_of<inputs, outputs>(input);
+      const Lanes lanes = lanes_of<inputs, outputs>(input);
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; v++) sums[v] += permuted(lanes, load(from + v * pixels * inputs)) * k;
     }
@@ -280,7 +303,7 @@ inline void forward_few(const float *x, int64_t x_row, const float *kernel, Vec 
   for (int v = 0; v < vectors; v++) store(y + v * LANES, rectified ? relu(sums[v]) : sums[v]);
 }
 
-// y (height x width x outputs) of an image with its padding and of kernels of 16 lanes.
+// y (height x width x outputs) of an image with its padding and of kernels as vectors.
 template <int inputs, int outputs>
 void image_of_few(const float *x, const float *kernel, Vec bias, bool rectified, int64_t height, int64_t width, float *y) {
   constexpr int pixels = LANES / outputs, vectors = 7;
@@ -354,7 +377,7 @@ void input_grad_all_of_few(const Convolution &c) {
   }
 }
 
-// sum (PLACES x inputs x 16 lanes) += x^T dy over an image; `places` at a time, as many as there are registers for.
+// sum (PLACES x inputs vectors) += x^T dy over an image; `places` at a time, as many as there are registers for.
 template <int inputs, int outputs, int places>
 void add_image_of_few(const float *x, const float *dy, int64_t height, int64_t width, float *sum) {
   constexpr int pixels = LANES / outputs;
@@ -395,7 +418,8 @@ void kernel_grad_all_of_few(const Convolution &c) {
       const int64_t pixels = shape.y_height * shape.y_width;
       const float *dy = c.y + image * pixels * outputs;
       const float *x = padded(c.x + image * c.height * c.width * inputs, c.height, c.width, inputs, c.padding, copy, true);
-      add_image_of_few<inputs, outputs, inputs == 1 ? 9 : 3>(x, dy, shape.y_height, shape.y_width, sum);
+      constexpr int places = inputs == 1 ? 9 : 3 * inputs < REGISTERS ? 3 : 1;
+      add_image_of_few<inputs, outputs, places>(x, dy, shape.y_height, shape.y_width, sum);
       Vec of_bias = load(sum + kernel);
       for (int64_t i = 0; c.bias && i < pixels * outputs; i += LANES) of_bias += load_some(dy + i, pixels * outputs - i);
       store(sum + kernel, of_bias);

@@ -10,7 +10,7 @@ extern "C" struct Pooling {
 
 namespace {
 
-typedef int32_t Mask __attribute__((vector_size(64)));
+typedef int32_t Mask __attribute__((vector_size(LANES * sizeof(int32_t))));
 
 template <int size, class Write>
 void windows(const float *x, const float *y_grad, float *x_grad, int64_t columns, int64_t row, int64_t channels, Write write) {

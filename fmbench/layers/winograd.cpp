@@ -7,8 +7,7 @@
 // outputs). The gradients are transposes of this: of the input G g stays, dy goes through A and the products through B; of the
 // kernel, F(3x3, 4x4): x goes through B^T, dy through a G of four columns, and the sum over all tiles through an A of three rows.
 //
-// A thread takes a block of tiles that stays in its L2 through all 36 products, for 32 outputs at a time. The vectors are
-// the compiler's own, 16 floats: with AVX-512 one register.
+// A thread takes a block of tiles that stays in its L2 through all 36 products, for two vectors of outputs at a time.
 //
 // Source: A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016; matrices by Toom and Cook for
 // the points 0, a, -a, b, -b and infinity.
@@ -17,7 +16,8 @@
 
 namespace {
 
-constexpr int PANEL = 32, PLACES = 36, ROWS = 12;
+constexpr int PANEL = 2 * LANES, PLACES = 36;
+constexpr int ROWS = 3 * REGISTERS / 8;  // of a product: with its two vectors in each, three quarters of the registers
 constexpr int64_t L2_SHARE = 340 << 10;  // bytes of transformed tiles in a block
 constexpr int64_t LEAST_TILES = 36;      // in a block, or the kernels come from L3 too often
 
@@ -265,7 +265,7 @@ void transform_x(const Convolution &c, const Tiling &tiling, int64_t start, int6
   }
 }
 
-constexpr int KERNEL_ROWS = 8;  // of a product in the kernel's gradient
+constexpr int KERNEL_ROWS = REGISTERS / 4;  // of a product in the kernel's gradient
 
 // sum (KERNEL_ROWS x PANEL) += v^T (tiles x KERNEL_ROWS) z (tiles x PANEL)
 inline void add_product(const float *v, int64_t v_row, const float *z, int64_t tiles, float *sum) {

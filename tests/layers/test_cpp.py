@@ -2,6 +2,8 @@
 
 import functools
 import inspect
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -270,4 +272,20 @@ def test_without_a_compiler_onednn_does_it_and_the_first_line_says_so(monkeypatc
 def test_without_its_instructions_nothing_is_built(monkeypatch):
     monkeypatch.setattr(cpp, "_processor", lambda: "Abacus 9 avx2")
     monkeypatch.setattr(cpp, "_load", inspect.unwrap(cpp._load))
-    assert (cpp.library(), cpp.why_not()) == (None, "no AVX-512")
+    assert (cpp.library(), cpp.why_not()) == (None, "neither AVX-512 nor AVX2 with FMA")
+
+
+@has_library
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "avx512f" not in cpp._processor().split(), reason="the code for AVX2 is what all tests run here"
+)
+def test_with_avx2_all_of_it_is_as_right():
+    program = (
+        "import sys, pytest; from fmbench.layers import cpp; cpp.OPTIONS += ('-mno-avx512f',); "
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+    )
+    chosen = "equals_float64 or pooling or batch_norm or not_a_number"
+    command = [sys.executable, "-c", program, __file__, "-k", chosen]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
