@@ -3,11 +3,12 @@
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from fmbench.errors import UserError
 from fmbench.pages import generated
 from fmbench.system import files
+from fmbench.throughput import targets
 from fmbench.throughput.measurements import (
     YARDSTICK,
     Conditions,
@@ -74,62 +75,7 @@ def md_path(results_dir: Path) -> Path:
 # Targets.
 
 
-class SpeedTarget(NamedTuple):
-    """Training of `model`: the best of `ours` divided by the best of `peers`, which all have to be there."""
-
-    model: str
-    ours: tuple[Variant, ...]
-    peers: tuple[Variant, ...]
-    least: float
-    jax: str = ""  # measured with this series of jax; any, if empty
-
-
-class RunTarget(NamedTuple):
-    """A property of the warm run of an entry."""
-
-    entry: str
-    text: str
-    field: str  # of `Run`
-    unit: Literal["s", "%"]
-    bound: float
-    at_most: bool
-
-
-ENTRIES = ("mlp", "fc-b", "baseline", "cnn1", "cnn2", "cnn3", "cnn4", "vgg_like", "resnet-20-paper")
-BOTH_DTYPES: tuple[Variant, ...] = (("fmbench", "float32"), ("fmbench", "bfloat16"))
-FLAX: Variant = ("stock Flax", "float32")
-TORCH: tuple[Variant, ...] = (("PyTorch eager", "float32"), ("PyTorch compile", "float32"))
-LIBRARIES: tuple[Variant, ...] = (*TORCH, ("Keras", "float32"))
-TORCH_BFLOAT16: tuple[Variant, ...] = (("PyTorch eager", "bfloat16"), ("PyTorch compile", "bfloat16"))
-
-SPEED_TARGETS = (
-    SpeedTarget("vgg_like", (YARDSTICK,), (FLAX,), 2.5, jax="0.12"),
-    SpeedTarget("vgg_like", (YARDSTICK,), (FLAX,), 3.0, jax="0.10"),
-    SpeedTarget("vgg_like", (YARDSTICK,), (("PyTorch eager", "float32"),), 1.3),
-    SpeedTarget("vgg_like", (YARDSTICK,), (("Keras", "float32"),), 1.2),
-    SpeedTarget("vgg_like", BOTH_DTYPES, TORCH_BFLOAT16, 1.0),
-    *(SpeedTarget(entry, (YARDSTICK,), LIBRARIES, 1.0) for entry in ENTRIES),
-    SpeedTarget("speedrun-94", (YARDSTICK,), TORCH, 1.0),
-    SpeedTarget("mlp", (YARDSTICK,), (FLAX, *LIBRARIES), 1.5),
-)
-GPU_TORCH: tuple[Variant, ...] = tuple(
-    (f"PyTorch {mode}", dtype) for dtype in ("float32", "bfloat16") for mode in ("eager", "compile", "graph")
-)
-GPU_SPEED_TARGETS = tuple(
-    SpeedTarget(entry, BOTH_DTYPES, GPU_TORCH, least)
-    for least in (1.0, 1.5)
-    for entry in ("vgg_like", "resnet-20-paper", "speedrun-94", "mlp")
-)
-RUN_TARGETS = (
-    RunTarget("mlp", "start to first step, caches warm", "first_step_seconds", "s", 4.0, at_most=True),
-    RunTarget("vgg_like", "wall time inside training steps", "train_share", "%", 0.97, at_most=False),
-    RunTarget(
-        "vgg_like", "wall time inside training and evaluation steps", "steps_share", "%", 0.97, at_most=False
-    ),
-)
-
-
-def _speed_target_line(target: SpeedTarget, value: float | None) -> str:
+def _speed_target_line(target: targets.SpeedTarget, value: float | None) -> str:
     met = None if value is None else value >= target.least
     ours = "fmbench in float32" if target.ours == (YARDSTICK,) else "fmbench in its better dtype"
     condition = f", on jax {target.jax}" if target.jax else ""
@@ -142,29 +88,7 @@ def _speed_target_line(target: SpeedTarget, value: float | None) -> str:
     return _line(cells)
 
 
-def _speed_ratio(target: SpeedTarget, measurements: Measurements) -> float | None:
-    """None unless all variants were measured: to beat some of the peers is not to beat the best of them."""
-    model = measurements.models.get(target.model)
-    if model is None:
-        return None
-    if target.jax and not model.conditions.environment.versions["jax"].startswith(f"{target.jax}."):
-        return None
-    best = []
-    for variants in (target.ours, target.peers):
-        rows = [row for variant in variants if (row := model.find(variant))]
-        if len(rows) < len(variants):
-            return None
-        best.append(max(statistics.median(row.train_images_per_sec) for row in rows))
-    return best[0] / best[1]
-
-
-def _run_value(target: RunTarget, measurements: Measurements) -> float | None:
-    runs = measurements.overheads.runs if measurements.overheads else []
-    warm = [run for run in runs if run.entry == target.entry and run.compile_cache == "warm"]
-    return getattr(warm[0], target.field) if warm else None
-
-
-def _run_target_line(target: RunTarget, value: float | None) -> str:
+def _run_target_line(target: targets.RunTarget, value: float | None) -> str:
     met = None if value is None else (value < target.bound if target.at_most else value >= target.bound)
     show = _percent if target.unit == "%" else _seconds
     bound = f"{'<' if target.at_most else '≥'} {show(target.bound)} {target.unit}"
@@ -293,12 +217,12 @@ host nothing. Users report grain as 5 to 10 times slower than tf.data on MNIST, 
 def _targets(measurements: Measurements, platform: str) -> list[str]:
     """A table for each machine that measured some of the targets, and one of those that none did."""
     tables: dict[str, list[str]] = {}
-    for speed in SPEED_TARGETS if platform == "cpu" else GPU_SPEED_TARGETS:
-        value = _speed_ratio(speed, measurements)
+    for speed in targets.SPEED if platform == "cpu" else targets.SPEED_ON_GPUS:
+        value = targets.speed_ratio(speed, measurements)
         machine = "" if value is None else _machine(measurements.models[speed.model].conditions)
         tables.setdefault(machine, []).append(_speed_target_line(speed, value))
-    for target in RUN_TARGETS if platform == "cpu" else ():
-        value = _run_value(target, measurements)
+    for target in targets.RUN if platform == "cpu" else ():
+        value = targets.run_value(target, measurements)
         overheads = None if value is None else measurements.overheads
         tables.setdefault(_machine(overheads.conditions) if overheads else "", []).append(
             _run_target_line(target, value)

@@ -20,7 +20,7 @@ from fmbench.pages import throughput
 from fmbench.records.calibration import Calibration
 from fmbench.records.schema import Environment
 from fmbench.system import peers
-from fmbench.throughput import measure, overheads, race, workers
+from fmbench.throughput import measure, overheads, race, targets, workers
 from fmbench.throughput.measurements import (
     Conditions,
     Measurements,
@@ -639,7 +639,7 @@ def make_measurements(
     )
 
 
-def targets(measurements: Measurements, platform: str = "cpu") -> dict[str, tuple[str, str]]:
+def of_targets(measurements: Measurements, platform: str = "cpu") -> dict[str, tuple[str, str]]:
     """Measured value and verdict of each target, in the order of the tables."""
     section = throughput.render({platform: measurements}).partition(f"\n## {platform.upper()}")[2]
     lines = section.partition("### Targets")[2].partition("\n##")[0].splitlines()
@@ -661,7 +661,7 @@ FASTER: dict[tuple[str, str], float | None] = {
 
 
 def test_targets_are_met_missed_or_open():
-    shown = targets(make_measurements(FASTER))
+    shown = of_targets(make_measurements(FASTER))
     assert list(shown.values())[:4] == [
         ("2.50x", "met"),  # exactly the bound
         ("1.50x", "met"),
@@ -696,7 +696,7 @@ def test_targets_stand_by_the_machine_that_measured_them():
     assert [line.split(":")[0] for line in tables[0]] == ["| vgg_like"] * 5
     assert [line.split(":")[0] for line in tables[1]] == ["| mlp", "| vgg_like", "| vgg_like"]
     assert all(line.endswith("| - | - |") for line in tables[2])
-    assert sum(map(len, tables)) == len(throughput.SPEED_TARGETS) + len(throughput.RUN_TARGETS)
+    assert sum(map(len, tables)) == len(targets.SPEED) + len(targets.RUN)
     # A machine's table of speeds names it, too.
     assert f"\n\n[vgg_like](../configs/vgg_like.py); {here.cpu} ({here.cpu_cores} cores); batch 500" in text
 
@@ -706,13 +706,13 @@ def test_a_gpu_has_its_own_targets():
         ("PyTorch graph", "float32"): 100.0,
         ("PyTorch graph", "bfloat16"): 220.0,
     }
-    shown = targets(make_measurements(best), "gpu")
+    shown = of_targets(make_measurements(best), "gpu")
     assert len(shown) == 8
     what = "vgg_like: fmbench in its better dtype / the best of PyTorch eager, PyTorch compile, PyTorch graph in "
     assert shown[f"{what}float32 or bfloat16 ≥ 1.0x"] == ("0.97x", "**missed**")  # 330 / 340
     best[("fmbench", "bfloat16")] = 510.0
-    assert list(targets(make_measurements(best), "gpu").values())[:2] == [("1.50x", "met"), ("1.50x", "met")]
-    assert targets(Measurements(), "gpu") == dict.fromkeys(shown, ("-", "-"))
+    assert list(of_targets(make_measurements(best), "gpu").values())[:2] == [("1.50x", "met"), ("1.50x", "met")]
+    assert of_targets(Measurements(), "gpu") == dict.fromkeys(shown, ("-", "-"))
 
 
 @pytest.mark.parametrize(
@@ -731,7 +731,7 @@ def test_the_roofline_is_the_nearer_limit(bandwidth, bytes_per_image, share):
 
 
 def test_the_older_jax_has_its_own_target():
-    shown = targets(make_measurements(FASTER, jax="0.10.2"))
+    shown = of_targets(make_measurements(FASTER, jax="0.10.2"))
     values = [next(value for what, value in shown.items() if f"on jax {jax}" in what) for jax in ("0.12", "0.10")]
     assert values == [("-", "-"), ("2.50x", "**missed**")]
 
@@ -741,13 +741,13 @@ def test_beating_some_peers_is_not_beating_the_best(speed):
     speeds = FASTER | {("PyTorch compile", "float32"): None}
     if speed == "absent":
         del speeds["PyTorch compile", "float32"]
-    shown = targets(make_measurements(speeds))
+    shown = of_targets(make_measurements(speeds))
     assert [value for what, value in shown.items() if "PyTorch compile, Keras" in what] == [("-", "-")] * 10
 
 
 def test_runs_without_first_step_or_warm_cache_leave_targets_open():
     def of_runs(**run: Any) -> list[tuple[str, str]]:
-        shown = targets(make_measurements(FASTER, **run)).items()
+        shown = of_targets(make_measurements(FASTER, **run)).items()
         return [value for what, value in shown if "wall time" in what or "caches warm" in what]
 
     assert of_runs(first_step_seconds=None).count(("-", "-")) == 1
