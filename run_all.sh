@@ -52,7 +52,7 @@ Usage: ./run_all.sh quick|paper|full [ENTRY...] [--force] [--results_dir=DIR]
 Trains every entry of a suite with each of its seeds, then writes the leaderboard from all records
 in DIR. Sets itself up: on the first call it makes .venv and fetches the data.
 
-  quick    a few small nets; fits in 10 minutes on two cores
+  quick    a few small nets; 10 to 15 minutes on two cores
   paper    the reference systems, three or five seeds each, their first stages too
   full     paper, the speed records and the nets made for accuracy; days on two cores
   accelerator   for a GPU or TPU that is at hand for minutes: a check, then what is worth most;
